@@ -1,0 +1,1 @@
+"""Policies: PPO, baselines, pacing, rollout, export and serving."""

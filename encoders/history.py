@@ -1,0 +1,157 @@
+"""Purchase history as a state that is advanced week by week, and the features read from it.
+
+Training and the market share this code: the features that a response head was fitted on are by
+construction those that the simulator and the served policy compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+NEVER_WEEKS = 60.0
+"""Recency of something that has not happened; also its cap."""
+
+SLOW_HALF_LIFE_WEEKS = 16.0
+FAST_HALF_LIFE_WEEKS = 4.0
+_SLOW = 0.5 ** (1.0 / SLOW_HALF_LIFE_WEEKS)
+_FAST = 0.5 ** (1.0 / FAST_HALF_LIFE_WEEKS)
+
+PRIOR_VISITS = 2.0
+"""Weight, in visits, of the category's base rate in a user's purchase rate."""
+
+CATEGORY_FEATURES = ("slow_rate_logit", "fast_rate_logit", "log_recency", "log_overdue", "just_bought")
+USER_FEATURES = (
+    "slow_visit_logit",
+    "fast_visit_logit",
+    "log_visit_recency",
+    "log_basket_size",
+    "log_basket_spend",
+)
+
+
+@dataclass(frozen=True)
+class HistoryState:
+    """What a user did so far, as decayed counts and recencies; n users, C categories.
+
+    Attributes:
+        category_recency: [n, C] weeks since the category was last bought, capped at NEVER_WEEKS.
+        category_slow: [n, C] decayed number of weeks with a purchase, half-life 16 weeks.
+        category_fast: [n, C] the same, half-life 4 weeks.
+        visit_recency: [n] weeks since the last visit, capped.
+        visits_slow: [n] decayed number of weeks with a visit, half-life 16 weeks.
+        visits_fast: [n] the same, half-life 4 weeks.
+        weeks_slow: [n] decayed number of weeks observed, half-life 16 weeks.
+        weeks_fast: [n] the same, half-life 4 weeks.
+        basket_size: [n] decayed sum of categories bought, half-life 16 weeks.
+        basket_spend: [n] decayed sum of spend, log's currency, half-life 16 weeks.
+    """
+
+    category_recency: torch.Tensor
+    category_slow: torch.Tensor
+    category_fast: torch.Tensor
+    visit_recency: torch.Tensor
+    visits_slow: torch.Tensor
+    visits_fast: torch.Tensor
+    weeks_slow: torch.Tensor
+    weeks_fast: torch.Tensor
+    basket_size: torch.Tensor
+    basket_spend: torch.Tensor
+
+    @classmethod
+    def empty(cls, n_users: int, n_categories: int, device: str | torch.device = "cpu") -> HistoryState:
+        """Return the state of users about whom nothing is known."""
+
+        def per_user(value: float = 0.0) -> torch.Tensor:
+            return torch.full((n_users,), value, device=device)
+
+        def per_category(value: float = 0.0) -> torch.Tensor:
+            return torch.full((n_users, n_categories), value, device=device)
+
+        return cls(
+            category_recency=per_category(NEVER_WEEKS),
+            category_slow=per_category(),
+            category_fast=per_category(),
+            visit_recency=per_user(NEVER_WEEKS),
+            visits_slow=per_user(),
+            visits_fast=per_user(),
+            weeks_slow=per_user(),
+            weeks_fast=per_user(),
+            basket_size=per_user(),
+            basket_spend=per_user(),
+        )
+
+    def advance(self, visited: torch.Tensor, bought: torch.Tensor, spend: torch.Tensor) -> HistoryState:
+        """Return the state after one more week.
+
+        Args:
+            visited: [n] bool.
+            bought: [n, C] bool; False wherever the user did not visit.
+            spend: [n] spend of the week in all categories.
+        """
+        purchase = bought.to(self.category_slow.dtype)
+        visit = visited.to(self.category_slow.dtype)
+        return HistoryState(
+            category_recency=torch.where(bought, 1.0, (self.category_recency + 1.0).clamp(max=NEVER_WEEKS)),
+            category_slow=self.category_slow * _SLOW + purchase,
+            category_fast=self.category_fast * _FAST + purchase,
+            visit_recency=torch.where(visited, 1.0, (self.visit_recency + 1.0).clamp(max=NEVER_WEEKS)),
+            visits_slow=self.visits_slow * _SLOW + visit,
+            visits_fast=self.visits_fast * _FAST + visit,
+            weeks_slow=self.weeks_slow * _SLOW + 1.0,
+            weeks_fast=self.weeks_fast * _FAST + 1.0,
+            basket_size=self.basket_size * _SLOW + purchase.sum(dim=1),
+            basket_spend=self.basket_spend * _SLOW + spend,
+        )
+
+    def rows(self, index: torch.Tensor) -> HistoryState:
+        """Return the state of the given users, in their order."""
+        return HistoryState(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, device: str | torch.device) -> HistoryState:
+        """Return the state on another device."""
+        return HistoryState(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def category_features(state: HistoryState, base_rate: torch.Tensor) -> list[torch.Tensor]:
+    """Return the per-category features of the next week, each [n, C], in CATEGORY_FEATURES order.
+
+    A list rather than one [n, C, F] tensor: the market adds the terms up one by one and never holds all.
+
+    Args:
+        state: history before the week.
+        base_rate: [C] share of visits on which the average user buys the category; the prior.
+    """
+    prior = PRIOR_VISITS * base_rate
+    slow = (state.category_slow + prior) / (state.visits_slow[:, None] + PRIOR_VISITS)
+    fast = (state.category_fast + prior) / (state.visits_fast[:, None] + PRIOR_VISITS)
+    # Purchases expected since the last one if they came at the slow weekly rate.
+    overdue = state.category_recency * state.category_slow / state.weeks_slow.clamp(min=1.0)[:, None]
+    return [
+        _logit(slow),
+        _logit(fast),
+        torch.log(state.category_recency),
+        torch.log1p(overdue),
+        torch.exp(-0.5 * state.category_recency),
+    ]
+
+
+def user_features(state: HistoryState) -> torch.Tensor:
+    """Return the per-user features of the next week, [n, len(USER_FEATURES)]."""
+    visits = state.visits_slow + 0.5
+    return torch.stack(
+        [
+            _logit((state.visits_slow + 0.5) / (state.weeks_slow + 1.0)),
+            _logit((state.visits_fast + 0.5) / (state.weeks_fast + 1.0)),
+            torch.log(state.visit_recency),
+            torch.log1p(state.basket_size / visits),
+            torch.log1p(state.basket_spend / visits),
+        ],
+        dim=1,
+    )
+
+
+def _logit(probability: torch.Tensor) -> torch.Tensor:
+    clipped = probability.clamp(1e-4, 1.0 - 1e-4)
+    return torch.log(clipped) - torch.log1p(-clipped)

@@ -1,0 +1,53 @@
+"""The history state before each week of a panel, stored compactly for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from encoders.history import HistoryState
+from encoders.panel import Panel
+
+_STORED_DTYPE = {
+    "category_recency": torch.uint8,
+    "category_slow": torch.float16,
+    "category_fast": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class HistoryTape:
+    """States before week 1, 2, ..., T and after week T.
+
+    Attributes:
+        stored: field of HistoryState -> [T + 1, n, ...]; category fields in reduced precision.
+    """
+
+    stored: dict[str, torch.Tensor]
+
+    @classmethod
+    def of_panel(cls, panel: Panel) -> HistoryTape:
+        """Replay a panel week by week."""
+        state = HistoryState.empty(panel.n_users, panel.n_categories)
+        names = [f.name for f in fields(HistoryState)]
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for week in range(panel.n_weeks + 1):
+            for name in names:
+                value = getattr(state, name)
+                rows[name].append(value.to(_STORED_DTYPE.get(name, value.dtype)))
+            if week < panel.n_weeks:
+                state = state.advance(
+                    torch.from_numpy(panel.visited[:, week]),
+                    torch.from_numpy(panel.bought[:, week]),
+                    torch.from_numpy(panel.basket_spend[:, week]),
+                )
+        return cls({name: torch.stack(values) for name, values in rows.items()})
+
+    def before(self, week_index: torch.Tensor, user: torch.Tensor) -> HistoryState:
+        """Return the states of ``user`` before week ``week_index`` (0-based), both [m]."""
+        return HistoryState(**{name: value[week_index, user].float() for name, value in self.stored.items()})
+
+    def week(self, week_index: int) -> HistoryState:
+        """Return the state of all users before week ``week_index`` (0-based)."""
+        return HistoryState(**{name: value[week_index].float() for name, value in self.stored.items()})

@@ -1,0 +1,106 @@
+"""The weekly panel: what each user bought in each week, and how each category was promoted.
+
+Built once from validated logs and read by everything after. It ends at the split's ``report_end``: the
+locked weeks are not in it, so no later stage can read them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from encoders.weeks import WeekSplit
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """n users x T weeks x C categories; week w of the log is row w - 1.
+
+    Attributes:
+        user_ids: [n] pseudonyms.
+        profiles: [n] profile as text, empty where unknown.
+        categories: [C] category names.
+        departments: [C] department of each category.
+        bought: [n, T, C] bool, whether the user bought the category in the week.
+        visited: [n, T] bool, whether the user bought anything at all (in any category, modelled or not).
+        basket_spend: [n, T] total spend of the week, all categories, in the log's currency.
+        category_spend: [n, T, C] spend by modelled category, after shelf discounts.
+        promotion_depth: [T, C] shelf discount as a fraction: fixed-weight index over the items.
+        display: [T, C] share of the category's sales weight on display, in [0, 1].
+        mailer: [T, C] share of the category's sales weight in the mailer, in [0, 1].
+        split: how the weeks are divided.
+    """
+
+    user_ids: npt.NDArray[np.str_]
+    profiles: npt.NDArray[np.str_]
+    categories: npt.NDArray[np.str_]
+    departments: npt.NDArray[np.str_]
+    bought: npt.NDArray[np.bool_]
+    visited: npt.NDArray[np.bool_]
+    basket_spend: FloatArray
+    category_spend: FloatArray
+    promotion_depth: FloatArray
+    display: FloatArray
+    mailer: FloatArray
+    split: WeekSplit
+
+    def __post_init__(self) -> None:
+        n, weeks, categories = self.bought.shape
+        expected = {
+            "user_ids": (n,),
+            "profiles": (n,),
+            "categories": (categories,),
+            "departments": (categories,),
+            "visited": (n, weeks),
+            "basket_spend": (n, weeks),
+            "category_spend": (n, weeks, categories),
+            "promotion_depth": (weeks, categories),
+            "display": (weeks, categories),
+            "mailer": (weeks, categories),
+        }
+        for name, shape in expected.items():
+            actual = getattr(self, name).shape
+            if actual != shape:
+                raise ValueError(f"Panel.{name} has shape {actual}, expected {shape}")
+        if weeks != self.split.report_end:
+            raise ValueError(
+                f"Panel has {weeks} weeks but may hold only the {self.split.report_end} unlocked"
+            )
+
+    @property
+    def n_users(self) -> int:
+        """Number of users n."""
+        return int(self.bought.shape[0])
+
+    @property
+    def n_weeks(self) -> int:
+        """Number of unlocked weeks T."""
+        return int(self.bought.shape[1])
+
+    @property
+    def n_categories(self) -> int:
+        """Number of modelled categories C."""
+        return int(self.bought.shape[2])
+
+    def save(self, path: Path) -> None:
+        """Write the panel as one compressed ``.npz`` without pickled objects; the write is atomic."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "split"}
+        split = np.array([self.split.train_end, self.split.tune_end, self.split.report_end])
+        temporary = path.with_name(path.name + ".part")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, split=split, **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Panel:
+        """Read a panel written by :meth:`save`."""
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {f.name: stored[f.name] for f in fields(cls) if f.name != "split"}
+            split = WeekSplit(*(int(week) for week in stored["split"]))
+        return cls(**arrays, split=split)

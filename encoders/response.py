@@ -1,0 +1,244 @@
+"""The response heads: visit, category purchase, spend and redemption, given history and embedding.
+
+    visit      σ(α + w·g_it + a·e_i + τ·trend_t)
+    purchase   σ(b_c + w_c·φ_itc + v_c·g_it + γ·e_i·p_c + θ_ic·depth + κ_d·display + κ_m·mailer + τ·trend)
+    spend      LogNormal(m_c + v·g_it + a·e_i + ω·depth, s_c)
+    redeem     σ(ψ + w·g_it + a·e_i), given purchase of a category for which a coupon is held
+
+φ are category features and g user features of :mod:`encoders.history`; e is the user embedding and p_c
+the embedding of the category's text by the same BERT, so that e·p_c is the match of two texts.
+θ is a softplus, hence never negative: response is monotone in depth by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from encoders.calendar import PromotionCalendar
+from encoders.history import (
+    CATEGORY_FEATURES,
+    USER_FEATURES,
+    HistoryState,
+    category_features,
+    user_features,
+)
+
+PROMOTION_UNIT = 0.1
+"""Promotion enters in tenths: depth and shares vary by a few hundredths within a category, and in whole
+units their coefficients would hardly move at the learning rate that suits the standardised features."""
+
+
+@dataclass(frozen=True)
+class Utilities:
+    """Linear predictors of one week for n users; everything but the coupon and the push.
+
+    Attributes:
+        visit: [n] logit of a visit.
+        purchase: [n, C] logit of a category purchase given a visit, at the week's mass promotion.
+        depth_slope: [n, C] θ, non-negative: what one unit of further depth adds to ``purchase``.
+        log_spend: [n, C] mean of the log of spend given a purchase.
+    """
+
+    visit: torch.Tensor
+    purchase: torch.Tensor
+    depth_slope: torch.Tensor
+    log_spend: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FeatureScale:
+    """Mean and standard deviation of the features over the training rows, so that one learning rate fits all.
+
+    Attributes:
+        category_mean: [F] of the category features.
+        category_std: [F]
+        user_mean: [G] of the user features.
+        user_std: [G]
+    """
+
+    category_mean: torch.Tensor
+    category_std: torch.Tensor
+    user_mean: torch.Tensor
+    user_std: torch.Tensor
+
+
+class ResponseHeads(nn.Module):
+    """Fitted parameters of the response model, C categories and embedding width d.
+
+    Args:
+        base_rate: [C] share of visits with a purchase of the category; prior and initial value.
+        embedding: width d of user and category embeddings; 0 leaves text out altogether.
+    """
+
+    def __init__(self, base_rate: torch.Tensor, embedding: int) -> None:
+        super().__init__()
+        n_categories = base_rate.shape[0]
+        n_category_features, n_user_features = len(CATEGORY_FEATURES), len(USER_FEATURES)
+        self.embedding = embedding
+        self.base_rate: torch.Tensor
+        self.category_match: torch.Tensor
+        self.category_mean: torch.Tensor
+        self.category_std: torch.Tensor
+        self.user_mean: torch.Tensor
+        self.user_std: torch.Tensor
+        self.calibration: torch.Tensor
+        self.basket_deviation: torch.Tensor
+        self.other_spend_ratio: torch.Tensor
+        self.register_buffer("base_rate", base_rate.clone())
+        self.register_buffer("category_match", torch.zeros(n_categories, embedding))
+        self.register_buffer("category_mean", torch.zeros(n_category_features))
+        self.register_buffer("category_std", torch.ones(n_category_features))
+        self.register_buffer("user_mean", torch.zeros(n_user_features))
+        self.register_buffer("user_std", torch.ones(n_user_features))
+        # Rows: visit, purchase. Columns: slope, intercept; fitted on the tuning weeks.
+        self.register_buffer("calibration", torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        # Standard deviation of the per-visit random effect z.
+        self.register_buffer("basket_deviation", torch.zeros(()))
+        # Spend outside the modelled categories per unit of spend inside.
+        self.register_buffer("other_spend_ratio", torch.zeros(()))
+
+        self.visit_bias = nn.Parameter(torch.zeros(()))
+        self.visit_features = nn.Parameter(torch.zeros(n_user_features))
+        self.visit_embedding = nn.Parameter(torch.zeros(embedding))
+        self.visit_trend = nn.Parameter(torch.zeros(()))
+
+        self.purchase_bias = nn.Parameter(torch.zeros(n_categories))
+        self.purchase_features = nn.Parameter(torch.zeros(n_categories, n_category_features))
+        self.purchase_user = nn.Parameter(torch.zeros(n_categories, n_user_features))
+        self.purchase_trend = nn.Parameter(torch.zeros(()))
+        # Small at the start: the match of untrained texts is noise, and the habits are worth keeping.
+        self.match_scale = nn.Parameter(torch.tensor(0.1))
+        # softplus(-1.5) / PROMOTION_UNIT = 2.0, near the two-way fixed-effects estimate on these logs (2.19).
+        self.depth_level = nn.Parameter(torch.full((n_categories,), -1.5))
+        self.depth_embedding = nn.Parameter(torch.zeros(embedding))
+        self.display_effect = nn.Parameter(torch.zeros(()))
+        self.mailer_effect = nn.Parameter(torch.zeros(()))
+
+        self.spend_level = nn.Parameter(torch.ones(n_categories))
+        self.spend_user = nn.Parameter(torch.zeros(n_user_features))
+        self.spend_embedding = nn.Parameter(torch.zeros(embedding))
+        self.spend_depth = nn.Parameter(torch.zeros(()))
+        self.spend_log_deviation = nn.Parameter(torch.full((n_categories,), -0.3))
+
+        self.redemption_bias = nn.Parameter(torch.tensor(-2.3))
+        self.redemption_features = nn.Parameter(torch.zeros(n_user_features))
+        self.redemption_embedding = nn.Parameter(torch.zeros(embedding))
+
+    @property
+    def n_categories(self) -> int:
+        """Number of categories C."""
+        return int(self.base_rate.shape[0])
+
+    @property
+    def spend_deviation(self) -> torch.Tensor:
+        """Standard deviation s_c of the log of spend, [C]."""
+        return self.spend_log_deviation.exp()
+
+    @property
+    def expected_spend_factor(self) -> torch.Tensor:
+        """[C] factor from exp(mean of the log) to the mean of a lognormal."""
+        return torch.exp(0.5 * self.spend_deviation**2)
+
+    def set_scale(self, scale: FeatureScale) -> None:
+        """Fix the standardisation of the features and start from the slow rate; once, before fitting.
+
+        The start reproduces each user's own shrunken purchase rate, so that the biases need not travel far:
+        while they do, promotion coefficients pick up the differences between categories.
+        """
+        self.category_mean.copy_(scale.category_mean)
+        self.category_std.copy_(scale.category_std)
+        self.user_mean.copy_(scale.user_mean)
+        self.user_std.copy_(scale.user_std)
+        own = 0.9
+        with torch.no_grad():
+            self.purchase_features[:, 0] = own * scale.category_std[0]
+            self.purchase_bias.copy_(own * scale.category_mean[0] + (1 - own) * torch.logit(self.base_rate))
+            self.visit_features[0] = scale.user_std[0]
+            self.visit_bias.copy_(scale.user_mean[0])
+
+    def standard_user_features(self, state: HistoryState) -> torch.Tensor:
+        """Return standardised user features g, [n, G]."""
+        return (user_features(state) - self.user_mean) / self.user_std
+
+    def visit_logit(
+        self, state: HistoryState, embedding: torch.Tensor, visit_trend: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the logit of a visit, [n], from histories, embeddings [n, d] and the trend, [n] or scalar."""
+        logit = (
+            self.visit_bias
+            + self.standard_user_features(state) @ self.visit_features
+            + embedding @ self.visit_embedding
+            + self.visit_trend * visit_trend
+        )
+        return self.calibration[0, 0] * logit + self.calibration[0, 1]
+
+    def forward(
+        self,
+        state: HistoryState,
+        embedding: torch.Tensor,
+        calendar: PromotionCalendar,
+        category_match: torch.Tensor | None = None,
+    ) -> Utilities:
+        """Return the linear predictors of one week, one row per user.
+
+        Args:
+            state: [n] histories before the week.
+            embedding: [n, d] user embeddings.
+            calendar: the n weeks that the rows stand for, or a single week for all rows.
+            category_match: [C, d] category embeddings where they are being trained; else the stored ones.
+        """
+        g = self.standard_user_features(state)
+        purchase = self.purchase_bias + g @ self.purchase_user.T
+        if self.embedding:
+            match = self.category_match if category_match is None else category_match
+            purchase = purchase + self.match_scale * (embedding @ match.T) / self.embedding**0.5
+        weights = self.purchase_features / self.category_std
+        purchase = purchase - weights @ self.category_mean
+        for k, feature in enumerate(category_features(state, self.base_rate)):
+            purchase = torch.addcmul(purchase, feature, weights[:, k])
+        level = self.depth_level + (embedding @ self.depth_embedding)[:, None]
+        slope = nn.functional.softplus(level) / PROMOTION_UNIT
+        purchase = (
+            purchase
+            + slope * calendar.depth
+            + self.display_effect / PROMOTION_UNIT * calendar.display
+            + self.mailer_effect / PROMOTION_UNIT * calendar.mailer
+            + self.purchase_trend * calendar.category_trend
+        )
+        log_spend = (
+            self.spend_level
+            + (g @ self.spend_user + embedding @ self.spend_embedding)[:, None]
+            + self.spend_depth * calendar.depth
+        )
+        return Utilities(
+            visit=self.visit_logit(state, embedding, calendar.visit_trend),
+            purchase=self.calibration[1, 0] * purchase + self.calibration[1, 1],
+            depth_slope=self.calibration[1, 0] * slope,
+            log_spend=log_spend,
+        )
+
+    def redemption_logit(self, state: HistoryState, embedding: torch.Tensor) -> torch.Tensor:
+        """Return the logit of redeeming a held coupon at a purchase of its category, [n]."""
+        return (
+            self.redemption_bias
+            + self.standard_user_features(state) @ self.redemption_features
+            + embedding @ self.redemption_embedding
+        )
+
+
+def marginal_probability(logit: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """Mean over z ~ N(0, deviation²) of σ(logit + z), by the probit approximation (MacKay 1992).
+
+    Args:
+        logit: any shape.
+        deviation: scalar standard deviation.
+    """
+    return torch.sigmoid(logit / torch.sqrt(1.0 + torch.pi / 8.0 * deviation**2))
+
+
+def conditional_logit(logit: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """Return the logit to which z is added so that the mean over z stays σ(logit); undoes the above."""
+    return logit * torch.sqrt(1.0 + torch.pi / 8.0 * deviation**2)

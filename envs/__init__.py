@@ -1,0 +1,1 @@
+"""The market: logs, offers, population, response dynamics, budget, Gymnasium environments."""

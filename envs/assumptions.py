@@ -1,0 +1,110 @@
+"""Parameters that these logs cannot identify, kept apart from the fitted ones, each with range and source.
+
+Targeting in the logs was not random and push messages are not in them at all, so the lift of a coupon or
+message on visits, fatigue and opt-out are assumed. They come as ranges: simulators draw them, and no
+result is reported from one point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class AssumedRange:
+    """One assumed parameter.
+
+    Attributes:
+        low: smallest value drawn.
+        central: value that a planner would use.
+        high: largest value drawn.
+        meaning: what it is, with its unit.
+        source: where the order of magnitude comes from.
+    """
+
+    low: float
+    central: float
+    high: float
+    meaning: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.central <= self.high:
+            raise ValueError(f"assumed range out of order: {self}")
+
+
+ASSUMED_RANGES: dict[str, AssumedRange] = {
+    "message_lift": AssumedRange(
+        0.03,
+        0.08,
+        0.15,
+        "added to the logit of a weekly visit by a push message to a rested user",
+        "no estimate for groceries is public; ± 1-4 points on a weekly visit is the order of the retail "
+        "e-mail experiments of Sahni, Wheeler & Chintagunta (2018, Marketing Science 37(2))",
+    ),
+    "coupon_lift": AssumedRange(
+        0.0,
+        0.04,
+        0.10,
+        "added to the logit of a weekly visit while a coupon is held, redeemed or not",
+        "exposure effect of Venkatesan & Farris (2012, Journal of Marketing 76(1)): trips and spend rise "
+        "with targeted coupons even unredeemed",
+    ),
+    "fatigue_memory": AssumedRange(
+        0.5,
+        0.7,
+        0.85,
+        "share of fatigue that is left after a week",
+        "recovery over one to a few weeks as in Yancey & Settles (2020, KDD, sleeping recovering bandit)",
+    ),
+    "fatigue_gain": AssumedRange(
+        0.15,
+        0.30,
+        0.45,
+        "fatigue added by a message, of 1 at which a message has no effect left",
+        "a planner's guess; wear-out of repeated messages is established, its size varies by programme",
+    ),
+    "opt_out_hazard": AssumedRange(
+        0.002,
+        0.01,
+        0.03,
+        "probability that a message to a fully fatigued user makes him opt out",
+        "a planner's guess of the order of published unsubscribe rates (0.1-0.5% per message when rested)",
+    ),
+    "opt_in_share": AssumedRange(
+        0.6,
+        0.8,
+        0.95,
+        "share of users that can be reached at the start",
+        "a planner's guess; varies by channel",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class AssumedResponse:
+    """One draw of the assumed parameters; meanings in ASSUMED_RANGES."""
+
+    message_lift: float
+    coupon_lift: float
+    fatigue_memory: float
+    fatigue_gain: float
+    opt_out_hazard: float
+    opt_in_share: float
+
+    @classmethod
+    def central(cls) -> AssumedResponse:
+        """Return the central values: what the deployed predictor believes."""
+        return cls(**{f.name: ASSUMED_RANGES[f.name].central for f in fields(cls)})
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> AssumedResponse:
+        """Draw each parameter uniformly from its range."""
+        return cls(
+            **{
+                f.name: float(rng.uniform(ASSUMED_RANGES[f.name].low, ASSUMED_RANGES[f.name].high))
+                for f in fields(cls)
+            }
+        )

@@ -1,0 +1,201 @@
+"""The offer catalogue: what may be sent to a user in a week."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.money import to_ticks
+
+
+class CatalogueError(ValueError):
+    """The offer catalogue contradicts itself or cannot be read."""
+
+
+class OfferKind(StrEnum):
+    """What an offer is."""
+
+    NONE = "none"
+    PUSH = "push"
+    PERCENT = "percent"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One row of the catalogue.
+
+    Attributes:
+        name: unique, for people.
+        kind: nothing, a push message alone, or a percent coupon announced by a push message.
+        slot: 1-based place in the user's recommended categories that the coupon covers; 0 without coupon.
+        depth: discount of the coupon as a fraction of the category's spend.
+        max_discount: most that the coupon can cost, log's currency; the liability that issuing reserves.
+        validity_weeks: weeks, that of issue included, in which the coupon can be redeemed.
+        delivery_cost: charged at once when the offer is sent, log's currency.
+    """
+
+    name: str
+    kind: OfferKind
+    slot: int = 0
+    depth: float = 0.0
+    max_discount: float = 0.0
+    validity_weeks: int = 0
+    delivery_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"offer {self.name!r}"
+        if not self.name:
+            raise CatalogueError("an offer has an empty name")
+        if not self.delivery_cost >= 0:
+            raise CatalogueError(f"{where}: delivery_cost must be >= 0, got {self.delivery_cost}")
+        if self.kind is OfferKind.PERCENT:
+            if not 0 < self.depth <= 1:
+                raise CatalogueError(f"{where}: depth must be in (0, 1], got {self.depth}")
+            if not self.max_discount > 0:
+                raise CatalogueError(f"{where}: max_discount must be > 0, got {self.max_discount}")
+            if self.validity_weeks < 1:
+                raise CatalogueError(f"{where}: validity_weeks must be >= 1, got {self.validity_weeks}")
+            if self.slot < 1:
+                raise CatalogueError(f"{where}: slot must be >= 1, got {self.slot}")
+        elif (self.slot, self.depth, self.max_discount, self.validity_weeks) != (0, 0.0, 0.0, 0):
+            raise CatalogueError(
+                f"{where}: only a percent coupon has slot, depth, max_discount or validity_weeks"
+            )
+        if self.kind is OfferKind.NONE and self.delivery_cost:
+            raise CatalogueError(f"{where}: sending nothing cannot cost anything")
+
+
+@dataclass(frozen=True)
+class OfferTensors:
+    """The catalogue as columns; K offers.
+
+    Attributes:
+        message: [K] bool, whether the offer is announced by a push message.
+        coupon: [K] bool, whether a coupon is issued.
+        slot: [K] int64, 0-based slot of the coupon; 0 where there is none.
+        depth: [K] float32.
+        max_discount: [K] float32, currency.
+        liability: [K] int64 ticks, worst-case cost of the coupon.
+        validity_weeks: [K] int64.
+        delivery_cost: [K] int64 ticks.
+    """
+
+    message: torch.Tensor
+    coupon: torch.Tensor
+    slot: torch.Tensor
+    depth: torch.Tensor
+    max_discount: torch.Tensor
+    liability: torch.Tensor
+    validity_weeks: torch.Tensor
+    delivery_cost: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """K offers; the first is always to send nothing.
+
+    Attributes:
+        offers: the rows, in action order.
+    """
+
+    offers: tuple[Offer, ...]
+
+    def __post_init__(self) -> None:
+        if not self.offers or self.offers[0].kind is not OfferKind.NONE:
+            raise CatalogueError("the first offer of a catalogue must be of kind 'none'")
+        if sum(offer.kind is OfferKind.NONE for offer in self.offers) > 1:
+            raise CatalogueError("only one offer of a catalogue may be of kind 'none'")
+        names = [offer.name for offer in self.offers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CatalogueError(f"duplicate offer name {twice[0]!r}")
+
+    def __len__(self) -> int:
+        return len(self.offers)
+
+    @property
+    def n_slots(self) -> int:
+        """Number of recommended slots M that the coupons refer to; at least 1."""
+        return max(1, *(offer.slot for offer in self.offers))
+
+    def tensors(self, device: str | torch.device = "cpu") -> OfferTensors:
+        """Return the catalogue as columns on a device."""
+        rows = self.offers
+
+        def column(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return OfferTensors(
+            message=column([o.kind is not OfferKind.NONE for o in rows], torch.bool),
+            coupon=column([o.kind is OfferKind.PERCENT for o in rows], torch.bool),
+            slot=column([max(o.slot - 1, 0) for o in rows], torch.int64),
+            depth=column([o.depth for o in rows], torch.float32),
+            max_discount=column([o.max_discount for o in rows], torch.float32),
+            liability=column([to_ticks(o.max_discount) for o in rows], torch.int64),
+            validity_weeks=column([o.validity_weeks for o in rows], torch.int64),
+            delivery_cost=column([to_ticks(o.delivery_cost) for o in rows], torch.int64),
+        )
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Catalogue:
+        """Read a catalogue from a TOML file with one ``[[offer]]`` table per row.
+
+        Raises:
+            CatalogueError: naming the file, the offer and what is wrong with it.
+        """
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CatalogueError(f"catalogue {path}: {error}") from error
+        try:
+            return cls.from_mapping(content)
+        except CatalogueError as error:
+            raise CatalogueError(f"catalogue {path}: {error}") from error
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> Catalogue:
+        """Build a catalogue from parsed TOML or JSON: ``{"offer": [{...}, ...]}``."""
+        if set(content) != {"offer"} or not isinstance(content["offer"], list):
+            raise CatalogueError("expected [[offer]] tables and nothing else")
+        return cls(tuple(_offer(row, place) for place, row in enumerate(content["offer"], start=1)))
+
+    @classmethod
+    def built_in(cls) -> Catalogue:
+        """Return the catalogue that comes with the package."""
+        text = resources.files("envs").joinpath("catalogue.toml").read_text(encoding="utf-8")
+        return cls.from_mapping(tomllib.loads(text))
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "kind": (str,),
+    "slot": (int,),
+    "depth": (float, int),
+    "max_discount": (float, int),
+    "validity_weeks": (int,),
+    "delivery_cost": (float, int),
+}
+
+
+def _offer(row: Mapping[str, Any], place: int) -> Offer:
+    name = row.get("name", f"number {place}")
+    unknown = sorted(set(row) - {f.name for f in fields(Offer)})
+    if unknown:
+        raise CatalogueError(f"offer {name!r}: unknown key {unknown[0]!r}")
+    for key, value in row.items():
+        if not isinstance(value, _FIELD_TYPES[key]) or isinstance(value, bool):
+            raise CatalogueError(f"offer {name!r}: {key} has the wrong type: {value!r}")
+    for key in ("name", "kind"):
+        if key not in row:
+            raise CatalogueError(f"offer {name!r}: {key} is missing")
+    kinds = [kind.value for kind in OfferKind]
+    if row["kind"] not in kinds:
+        raise CatalogueError(f"offer {name!r}: kind must be one of {', '.join(kinds)}, got {row['kind']!r}")
+    return Offer(**{**row, "kind": OfferKind(row["kind"])})

@@ -1,0 +1,1 @@
+"""Pipeline stages, offline policy evaluation, the report, benchmarks and the command line."""
