@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
@@ -60,6 +61,18 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+def special_token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a special token.
+
+    Raises:
+        ValueError: the tokenizer is not a BERT tokenizer.
+    """
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"the tokenizer has no {token} token; is it a BERT tokenizer?")
+    return int(number)
+
+
 def packaged_model(preset: str) -> Path | None:
     """Return the folder of pretrained weights for a preset, or None where BERT starts from scratch.
 
@@ -85,6 +98,7 @@ def packaged_model(preset: str) -> Path | None:
 
 def load_pretraining_model(folder: Path) -> BertForPreTraining:
     """Load BERT with its pretraining heads from a local folder (safetensors)."""
+    transformers.utils.logging.disable_progress_bar()
     return BertForPreTraining.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
     )

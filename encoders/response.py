@@ -166,7 +166,7 @@ class ResponseHeads(nn.Module):
     def visit_logit(
         self, state: HistoryState, embedding: torch.Tensor, visit_trend: torch.Tensor
     ) -> torch.Tensor:
-        """Return the logit of a visit, [n], from histories, embeddings [n, d] and the trend, [n] or scalar."""
+        """Return the logit of a visit, [n], from histories, embeddings [n, d] and trend, [n] or scalar."""
         logit = (
             self.visit_bias
             + self.standard_user_features(state) @ self.visit_features

@@ -14,12 +14,7 @@ import numpy.typing as npt
 
 from encoders.panel import Panel
 
-_MONTH_SEASON = ("winter", "winter", "spring", "spring", "spring", "summer", "summer", "summer") + (
-    "autumn",
-    "autumn",
-    "autumn",
-    "winter",
-)
+_MONTH_SEASON = (*("winter",) * 2, *("spring",) * 3, *("summer",) * 3, *("autumn",) * 3, "winter")
 _RECENCY_WORDS = ("last week", "two weeks ago", "three weeks ago", "four weeks ago")
 
 

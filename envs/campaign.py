@@ -48,6 +48,8 @@ class MarketSpec:
         if self.horizon_weeks < 1:
             raise ValueError(f"horizon_weeks must be >= 1, got {self.horizon_weeks}")
         for week in self.population.start_weeks:
+            if week < 0:
+                raise ValueError(f"a campaign cannot start at week index {week}")
             if week + self.horizon_weeks > self.population.calendar.n_weeks:
                 raise ValueError(
                     f"a campaign of {self.horizon_weeks} weeks from week {week + 1} runs past the calendar's "
@@ -188,7 +190,13 @@ class Campaign:
         return self._advance(state, sent, offer, calendar, chance)
 
     def step_without_offers(self, shocks: Shocks | None = None) -> tuple[Outcome, Expectation]:
-        """Let the week happen with nothing sent; the control arm, which needs no prediction."""
+        """Let the week happen with nothing sent; the control arm, which needs no prediction.
+
+        Raises:
+            ValueError: the campaign is over.
+        """
+        if self.done:
+            raise ValueError("the campaign is over")
         chance = self.draw() if shocks is None else shocks
         nothing = torch.zeros(self.n_users, dtype=torch.int64, device=self.device)
         return self._advance(self.state, nothing, nothing, self.calendar, chance)

@@ -153,8 +153,10 @@ class CouponMarketVectorEnv(gymnasium.vector.VectorEnv[FloatRow, npt.NDArray[np.
         self.world = self.market.predictor if world is None else world
         if not 1 <= num_envs <= self.market.population.n_users:
             raise ValueError(
-                f"num_envs must be within the population's 1..{self.market.population.n_users}, got {num_envs}"
+                f"num_envs must be in 1..{self.market.population.n_users}, the population; got {num_envs}"
             )
+        if not dual_price > 0:
+            raise ValueError(f"dual_price must be > 0, got {dual_price}")
         self.num_envs = num_envs
         self.budget_per_user = budget_per_user
         self.dual_price = torch.full((num_envs,), dual_price)

@@ -92,6 +92,7 @@ class Outcome:
         redeemed: [n] bool.
         discount: [n] int64 ticks redeemed.
         delivery: [n] int64 ticks charged for messages.
+        reserved: [n] int64 ticks kept reserved during the week.
     """
 
     offer: torch.Tensor
@@ -103,6 +104,7 @@ class Outcome:
     redeemed: torch.Tensor
     discount: torch.Tensor
     delivery: torch.Tensor
+    reserved: torch.Tensor
 
     @property
     def cost(self) -> torch.Tensor:
@@ -239,12 +241,13 @@ def transition(
 
     visited = shocks.visit < expectation.visit
     deviation = simulator.heads.basket_deviation
-    logit = conditional_logit(utilities.purchase, deviation) + deviation * shocks.basket[:, None]
     noticed = held & (shocks.notice < notice)
     category = coupons.category.clamp(min=0)[:, None]
     extra = utilities.depth_slope.gather(1, category)[:, 0] * coupons.depth
     extra = extra * (1.0 - calendar.depth[category[:, 0]]) * noticed
-    logit = logit.scatter_add(1, category, extra[:, None])
+    # The coupon's lift is on the marginal scale, as θ was fitted: add it before the random effect.
+    marginal = utilities.purchase.scatter_add(1, category, extra[:, None])
+    logit = conditional_logit(marginal, deviation) + deviation * shocks.basket[:, None]
     bought = (shocks.purchase < torch.sigmoid(logit)) & visited[:, None]
     spend = torch.exp(utilities.log_spend + simulator.heads.spend_deviation * shocks.spend) * bought
 
@@ -279,5 +282,6 @@ def transition(
         redeemed=redeemed,
         discount=discount_ticks,
         delivery=offers.delivery_cost[sent],
+        reserved=coupons.liability,
     )
     return after, outcome, expectation

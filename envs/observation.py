@@ -31,7 +31,7 @@ CONTEXT_FEATURES = (
     "visit_trend",
     "log_dual_price",
 )
-OFFER_FEATURES = ("uplift", "cost", "allowed")
+OFFER_FEATURES = ("uplift", "cost", "reserve", "allowed")
 LOG_DUAL_PRICE = CONTEXT_FEATURES.index("log_dual_price")
 
 
@@ -43,18 +43,27 @@ class Prediction:
         slots: [n, M] recommended category indices, most likely purchase first.
         uplift: [n, K] expected margin of sending the offer now, over sending nothing, while it is valid.
         cost: [n, K] expected cost to the budget of sending it.
+        reserve: [K] liability that sending it reserves, times the share of the weeks left in which it does.
+            Where the cap binds alike in all weeks, keeping a unit reserved for w of the W weeks left costs
+            w / W of what spending it costs: spent money is missing in all W weeks, reserved money in w.
         context: [n, len(CONTEXT_FEATURES)] with the dual price still at 1.
     """
 
     slots: torch.Tensor
     uplift: torch.Tensor
     cost: torch.Tensor
+    reserve: torch.Tensor
     context: torch.Tensor
+
+    @property
+    def budget_use(self) -> torch.Tensor:
+        """[n, K] what sending an offer takes from the budget: expected cost plus reserve."""
+        return self.cost + self.reserve
 
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """Where things stand in an observation row of width o = context + d + 3·K.
+    """Where things stand in an observation row of width o = context + d + 4·K.
 
     Attributes:
         embedding: width d of the user embedding.
@@ -86,6 +95,12 @@ class ObservationLayout:
         """Return the columns of one offer feature, [n, K]."""
         start = self.n_context + OFFER_FEATURES.index(feature) * self.n_offers
         return rows[:, start : start + self.n_offers]
+
+    def net_uplift(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return uplift − λ·(cost + reserve) of each offer, [n, K], λ from the rows themselves."""
+        price = torch.exp(rows[:, LOG_DUAL_PRICE])[:, None]
+        use = self.offer_block(rows, "cost") + self.offer_block(rows, "reserve")
+        return self.offer_block(rows, "uplift") - price * use
 
 
 def predict(
@@ -146,10 +161,13 @@ def predict(
             offers.depth[k].expand(n),
             offers.max_discount[k].expand(n),
         )
-        survive = 1.0 - visit * redeem
-        later_weeks = (weeks - 1).to(basket.dtype)
-        uplift.append(first + following * survive * later_weeks)
-        expected = discount * (visit * redeem + survive * later * redeem * later_weeks)
+        # Expected number of later weeks in which the coupon is still there: a geometric sum, for at most one
+        # redemption is paid. The floor on the weekly rate keeps the quotient exact enough in float32.
+        rate = (later * redeem).clamp(min=1e-3)
+        later_weeks = (weeks - 1).clamp(min=0).to(basket.dtype)
+        still_held = (1.0 - visit * redeem) * (1.0 - (1.0 - rate) ** later_weeks) / rate
+        uplift.append(first + following * still_held)
+        expected = discount * (visit * redeem + later * redeem * still_held)
         cost.append(expected + to_currency(offers.delivery_cost[k]).to(basket.dtype))
     context = torch.cat(
         [
@@ -168,7 +186,15 @@ def predict(
         ],
         dim=1,
     )
-    return Prediction(slots, torch.stack(uplift, dim=1), torch.stack(cost, dim=1), context.float())
+    weeks = offers.validity_weeks.clamp(max=weeks_left)
+    reserve = to_currency(offers.liability) * weeks / max(weeks_left, 1)
+    return Prediction(
+        slots=slots,
+        uplift=torch.stack(uplift, dim=1),
+        cost=torch.stack(cost, dim=1),
+        reserve=reserve.to(basket.dtype),
+        context=context.float(),
+    )
 
 
 def observe(
@@ -184,4 +210,6 @@ def observe(
     """
     context = prediction.context.clone()
     context[:, LOG_DUAL_PRICE] = torch.log(dual_price)
-    return torch.cat([context, embedding, prediction.uplift, prediction.cost, mask.float()], dim=1)
+    reserve = prediction.reserve.expand_as(prediction.cost)
+    blocks = [context, embedding, prediction.uplift, prediction.cost, reserve, mask.float()]
+    return torch.cat(blocks, dim=1)

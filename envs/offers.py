@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from envs.money import to_ticks
+from envs.money import TICKS_PER_UNIT, to_ticks
 
 
 class CatalogueError(ValueError):
@@ -53,13 +54,16 @@ class Offer:
         where = f"offer {self.name!r}"
         if not self.name:
             raise CatalogueError("an offer has an empty name")
-        if not self.delivery_cost >= 0:
-            raise CatalogueError(f"{where}: delivery_cost must be >= 0, got {self.delivery_cost}")
+        if not 0 <= self.delivery_cost < math.inf:
+            raise CatalogueError(f"{where}: delivery_cost must be finite and >= 0, got {self.delivery_cost}")
         if self.kind is OfferKind.PERCENT:
             if not 0 < self.depth <= 1:
                 raise CatalogueError(f"{where}: depth must be in (0, 1], got {self.depth}")
-            if not self.max_discount > 0:
-                raise CatalogueError(f"{where}: max_discount must be > 0, got {self.max_discount}")
+            if not 1 / TICKS_PER_UNIT <= self.max_discount < math.inf:
+                raise CatalogueError(
+                    f"{where}: max_discount must be finite and at least {1 / TICKS_PER_UNIT}, "
+                    f"got {self.max_discount}"
+                )
             if self.validity_weeks < 1:
                 raise CatalogueError(f"{where}: validity_weeks must be >= 1, got {self.validity_weeks}")
             if self.slot < 1:
@@ -184,7 +188,9 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _offer(row: Mapping[str, Any], place: int) -> Offer:
+def _offer(row: object, place: int) -> Offer:
+    if not isinstance(row, Mapping):
+        raise CatalogueError(f"offer number {place} must be a table, got {row!r}")
     name = row.get("name", f"number {place}")
     unknown = sorted(set(row) - {f.name for f in fields(Offer)})
     if unknown:

@@ -93,7 +93,7 @@ def redemption_rows(logs: Logs, panel: Panel) -> RedemptionRows:
                 WHERE c.campaign_type IS DISTINCT FROM '{TYPE_A}'),
             redeemed AS (
                 SELECT DISTINCT r.user_id, r.campaign_id, category_index, CAST(r."timestamp" AS DATE) AS day
-                FROM (SELECT * FROM redemptions) r
+                FROM (SELECT * FROM redemptions WHERE week <= {end}) r
                 JOIN (SELECT DISTINCT campaign_id, offer_id, category_index FROM covered) o
                     ON o.campaign_id = r.campaign_id AND o.offer_id = r.offer_id)
             SELECT user_index, b.week, b.category_index, CAST(b.campaign_id AS VARCHAR) AS campaign_id,

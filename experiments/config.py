@@ -90,9 +90,9 @@ class TextConfig(Section):
     """Turning a user's history into text."""
 
     name: ClassVar[str] = "text"
-    max_tokens: int = setting(96, "longest user text, in tokens", low=8, high=512)
+    max_tokens: int = setting(112, "longest user text, in tokens", low=8, high=512)
     re_encode_weeks: int = setting(4, "weeks between two encodings of a user", low=1)
-    max_items: int = setting(24, "purchases named in a user's text, newest first", low=1)
+    max_items: int = setting(20, "purchases named in a user's text, newest first", low=1)
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class PretrainConfig(Section):
     """Masked-language and next-basket pretraining."""
 
     name: ClassVar[str] = "pretrain"
-    epochs: int = setting(2, "passes over the texts", low=0)
-    batch_size: int = setting(128, "texts a step", low=1)
+    epochs: int = setting(1, "passes over the texts", low=0)
+    batch_size: int = setting(64, "texts a step", low=1)
     learning_rate: float = setting(5e-4, "peak learning rate of AdamW", above=0.0)
     mask_probability: float = setting(0.15, "share of tokens to predict", above=0.0, high=0.9)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
-    max_texts: int = setting(20_000, "texts sampled from the training weeks", low=1)
+    max_texts: int = setting(16_000, "texts sampled from the training weeks", low=1)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class FinetuneConfig(Section):
     """Multi-task fine-tuning of the response model, and the peers it is compared with."""
 
     name: ClassVar[str] = "finetune"
-    epochs: int = setting(4, "most passes over the training weeks", low=1)
+    epochs: int = setting(2, "most passes over the training weeks", low=1)
     batch_size: int = setting(64, "user-weeks a step", low=1)
     learning_rate: float = setting(5e-4, "peak learning rate of the encoder", above=0.0)
     head_learning_rate: float = setting(5e-3, "peak learning rate of the response heads", above=0.0)
@@ -154,7 +154,7 @@ class SimulatorsConfig(Section):
     name: ClassVar[str] = "simulators"
     n_train: int = setting(3, "simulators that train policies", low=1)
     n_judge: int = setting(3, "simulators that judge them, fitted on other users", low=1)
-    refit_epochs: int = setting(3, "epochs of each simulator's refit on its own users", low=0)
+    refit_epochs: int = setting(8, "epochs of each simulator's fit on its own users", low=1)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class MarketConfig(Section):
     name: ClassVar[str] = "market"
     n_users: int = setting(0, "users in the market; 0 takes all", low=0)
     horizon_weeks: int = setting(8, "length of a campaign, in weeks", low=1)
-    budget_per_user: float = setting(0.3, "subsidy budget of a campaign, per user", above=0.0)
+    budget_per_user: float = setting(0.1, "subsidy budget of a campaign, per user", above=0.0)
     margin_rate: float = setting(0.28, "contribution margin as a share of spend", above=0.0, high=1.0)
     catalogue: str = setting(
         "", "path of an offer catalogue; empty takes the built-in one", file=True, names=("",)

@@ -229,7 +229,8 @@ def alter_from(directory: Path, first_week: int) -> None:
     late_redemptions = tables["campaigns"].merge(tables["offers"], on="campaign_id")
     late_redemptions = late_redemptions[["user_id", "campaign_id", "offer_id"]].drop_duplicates()
     tables["redemptions"] = pd.concat(
-        [redemptions[redemptions["timestamp"] < cut], late_redemptions.assign(timestamp=cut)], ignore_index=True
+        [redemptions[redemptions["timestamp"] < cut], late_redemptions.assign(timestamp=cut)],
+        ignore_index=True,
     )
     for name, table in tables.items():
         table.to_parquet(directory / f"{name}.parquet", index=False)

@@ -1,0 +1,161 @@
+"""The policy network: one score per offer from offer features and the user's context.
+
+    logit_k = β·(uplift_k - λ·use_k) / scale + f(context, offer_k)
+
+The first term is the myopic rule; f, zero before training, is what the policy learns on top: fatigue,
+opt-out, the option to wait. Normalisation lives in the network, so that it cannot get lost at export.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from envs.observation import ObservationLayout
+from envs.offers import OfferTensors
+
+N_STATIC = 4
+N_DYNAMIC = 4
+
+
+@dataclass(frozen=True)
+class OfferNetworkShape:
+    """Sizes of an offer network.
+
+    Attributes:
+        embedding: width d of the user embedding in the observation.
+        n_offers: K.
+        hidden: width of the hidden layers.
+    """
+
+    embedding: int
+    n_offers: int
+    hidden: int
+
+    @property
+    def layout(self) -> ObservationLayout:
+        """Layout of the observations that the network reads."""
+        return ObservationLayout(self.embedding, self.n_offers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as plain values."""
+        return asdict(self)
+
+
+class OfferNetwork(nn.Module):
+    """Actor and critic over observation rows; raw in, logits and value features out.
+
+    Args:
+        shape: sizes.
+    """
+
+    def __init__(self, shape: OfferNetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layout = shape.layout
+        n_context, hidden = self.layout.n_context, shape.hidden
+        self.context_mean: torch.Tensor
+        self.context_std: torch.Tensor
+        self.money_scale: torch.Tensor
+        self.static: torch.Tensor
+        self.register_buffer("context_mean", torch.zeros(n_context))
+        self.register_buffer("context_std", torch.ones(n_context))
+        self.register_buffer("money_scale", torch.ones(()))
+        self.register_buffer("static", torch.zeros(shape.n_offers, N_STATIC))
+        self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.actor_context = nn.Sequential(nn.Linear(n_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden))
+        self.actor_offer = nn.Linear(N_STATIC + N_DYNAMIC, hidden, bias=False)
+        self.actor_score = nn.Linear(hidden, 1)
+        self.critic = nn.Sequential(
+            nn.Linear(n_context + shape.n_offers, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+        )
+        nn.init.zeros_(self.actor_score.weight)
+        nn.init.zeros_(self.actor_score.bias)
+        # Names that Stable-Baselines3 asks of an extractor.
+        self.latent_dim_pi = shape.n_offers
+        self.latent_dim_vf = hidden
+
+    @torch.no_grad()
+    def set_scale(self, observation: torch.Tensor, offers: OfferTensors) -> None:
+        """Fix normalisation from a sample of observations [n, o] and the catalogue's own columns.
+
+        Raises:
+            ValueError: the catalogue does not have the network's number of offers.
+        """
+        if len(offers.message) != self.shape.n_offers:
+            raise ValueError(f"{len(offers.message)} offers, but the network scores {self.shape.n_offers}")
+        context = observation[:, : self.layout.n_context]
+        self.context_mean.copy_(context.mean(dim=0))
+        self.context_std.copy_(context.std(dim=0).clamp(min=1e-3))
+        uplift = self.layout.offer_block(observation, "uplift")[:, 1:]
+        self.money_scale.copy_(uplift.abs().mean().clamp(min=1e-6))
+        self.static.copy_(
+            torch.stack(
+                [
+                    offers.message.float(),
+                    offers.coupon.float(),
+                    offers.depth,
+                    offers.validity_weeks.float() / 4.0,
+                ],
+                dim=1,
+            )
+        )
+
+    def net_uplift(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return (uplift − λ·use) / scale, [n, K], bounded."""
+        return (self.layout.net_uplift(observation) / self.money_scale).clamp(-20.0, 20.0)
+
+    def context(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return the normalised context, [n, context + d]."""
+        context = observation[:, : self.layout.n_context]
+        return ((context - self.context_mean) / self.context_std).clamp(-10.0, 10.0)
+
+    def forward_actor(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return logits over offers, [n, K], before masking."""
+        net = self.net_uplift(observation)
+        money = [
+            self.layout.offer_block(observation, name) / self.money_scale
+            for name in ("uplift", "cost", "reserve")
+        ]
+        dynamic = torch.stack([net, *money], dim=2)
+        static = self.static.expand(observation.shape[0], -1, -1)
+        hidden = self.actor_context(self.context(observation))[:, None, :]
+        hidden = torch.tanh(hidden + self.actor_offer(torch.cat([dynamic, static], dim=2)))
+        learned = self.actor_score(hidden)[..., 0]
+        logits: torch.Tensor = self.sharpness * net + learned
+        return logits
+
+    def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return value features, [n, hidden]."""
+        net = self.net_uplift(observation)
+        value: torch.Tensor = self.critic(torch.cat([self.context(observation), net], dim=1))
+        return value
+
+    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits [n, K] and value features [n, hidden]."""
+        return self.forward_actor(observation), self.forward_critic(observation)
+
+
+def masked_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the softmax over allowed offers, exactly 0 elsewhere; [n, K]."""
+    return torch.softmax(torch.where(mask, logits, -1e9), dim=1) * mask
+
+
+class LearnedPolicy:
+    """A trained offer network as a :class:`agents.policy.Policy`: stochastic, the one that is exported.
+
+    Args:
+        network: in evaluation mode from here on.
+    """
+
+    name = "PPO"
+
+    def __init__(self, network: OfferNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def probabilities(self, observation: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the softmax of the scores over allowed offers."""
+        return masked_softmax(self.network.forward_actor(observation), mask)

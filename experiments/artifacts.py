@@ -1,0 +1,161 @@
+"""What one stage leaves for the next: response models, simulators and the market built from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from encoders.calendar import PromotionCalendar
+from encoders.history_tape import HistoryTape
+from encoders.panel import Panel
+from encoders.response import ResponseHeads
+from envs.assumptions import AssumedResponse
+from envs.campaign import MarketSpec
+from envs.offers import Catalogue
+from envs.population import Population
+from envs.simulator import Simulator
+from experiments.config import MarketConfig
+
+PANEL_FILE = "panel.npz"
+REDEMPTIONS_FILE = "redemptions.npz"
+TOKENIZER_FILE = "tokenizer.json"
+BERT_FOLDER = "bert"
+ENCODER_FILE = "encoder.safetensors"
+HEADS_FILE = "heads.safetensors"
+EMBEDDINGS_FILE = "embeddings.npz"
+SIMULATORS_FILE = "simulators.json"
+POLICY_FILE = "policy.safetensors"
+POLICY_SHAPE_FILE = "policy.json"
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """Write a module's parameters and buffers as safetensors, atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Fill a module from :func:`save_module`; shapes must agree."""
+    module.load_state_dict(load_file(path))
+
+
+def load_heads(path: Path) -> ResponseHeads:
+    """Load response heads; their sizes are those of the stored tensors."""
+    tensors = load_file(path)
+    heads = ResponseHeads(tensors["base_rate"], tensors["category_match"].shape[1])
+    heads.load_state_dict(tensors)
+    return heads
+
+
+def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    """Write arrays as ``.npz`` without pickled objects, atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class SimulatorRecord:
+    """One member of the ensemble, as stored.
+
+    Attributes:
+        role: "train" or "judge".
+        file: its heads, relative to the response folder.
+        assumed: its draw of the assumed parameters.
+    """
+
+    role: str
+    file: str
+    assumed: AssumedResponse
+
+
+def save_simulators(
+    folder: Path,
+    records: list[SimulatorRecord],
+    train_users: npt.NDArray[np.int64],
+    judge_users: npt.NDArray[np.int64],
+) -> None:
+    """Write the list of simulators and the users that each side was fitted on."""
+    content = {
+        "simulators": [asdict(record) for record in records],
+        "train_users": train_users.tolist(),
+        "judge_users": judge_users.tolist(),
+    }
+    temporary = folder / (SIMULATORS_FILE + ".tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, folder / SIMULATORS_FILE)
+
+
+@dataclass(frozen=True)
+class MarketParts:
+    """A market with its two ensembles; what training and evaluation start from.
+
+    Attributes:
+        market: population, catalogue, predictor, horizon.
+        train_worlds: simulators for training.
+        judge_worlds: simulators for judging, fitted on other users.
+        train_users: [m] users whose weeks the train worlds were fitted on.
+        judge_users: [m] users of the judge worlds.
+        panel: the logs by week.
+    """
+
+    market: MarketSpec
+    train_worlds: tuple[Simulator, ...]
+    judge_worlds: tuple[Simulator, ...]
+    train_users: torch.Tensor
+    judge_users: torch.Tensor
+    panel: Panel
+
+
+def load_market(prepared: Path, response: Path, config: MarketConfig, device: str) -> MarketParts:
+    """Build the market from the outputs of ``prepare`` and ``finetune``."""
+    panel = Panel.load(prepared / PANEL_FILE)
+    with np.load(response / EMBEDDINGS_FILE, allow_pickle=False) as stored:
+        weeks = [int(week) for week in stored["start_week"]]
+        embeddings = torch.from_numpy(stored["embedding"])
+    tape = HistoryTape.of_panel(panel)
+    fitting = [k for k, week in enumerate(weeks) if week + config.horizon_weeks <= panel.n_weeks]
+    if not fitting:
+        raise ValueError(
+            f"market.horizon_weeks = {config.horizon_weeks} does not fit into {panel.n_weeks} unlocked weeks"
+        )
+    population = Population(
+        start_weeks=tuple(weeks[k] for k in fitting),
+        histories=tuple(tape.week(weeks[k]) for k in fitting),
+        embeddings=embeddings[fitting],
+        calendar=PromotionCalendar.of_panel(panel),
+    ).to(device)
+    content: Mapping[str, Any] = json.loads((response / SIMULATORS_FILE).read_text(encoding="utf-8"))
+
+    def simulator(file: str, assumed: AssumedResponse, name: str) -> Simulator:
+        heads = load_heads(response / file).to(device)
+        return Simulator(heads, assumed, config.margin_rate, name)
+
+    worlds: dict[str, list[Simulator]] = {"train": [], "judge": []}
+    for record in content["simulators"]:
+        side = worlds[record["role"]]
+        name = f"{record['role']} {len(side) + 1}"
+        side.append(simulator(record["file"], AssumedResponse(**record["assumed"]), name))
+    catalogue = Catalogue.from_toml(Path(config.catalogue)) if config.catalogue else Catalogue.built_in()
+    predictor = simulator(HEADS_FILE, AssumedResponse.central(), "predictor")
+    return MarketParts(
+        market=MarketSpec(population, catalogue, predictor, config.horizon_weeks),
+        train_worlds=tuple(worlds["train"]),
+        judge_worlds=tuple(worlds["judge"]),
+        train_users=torch.tensor(content["train_users"]),
+        judge_users=torch.tensor(content["judge_users"]),
+        panel=panel,
+    )

@@ -1,0 +1,172 @@
+"""Put the report together: summary, limits, sections, one self-contained file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from experiments.manifest import write_text
+from experiments.report.model_sections import (
+    data_section,
+    encoder_section,
+    export_section,
+    fidelity_finding,
+    fidelity_section,
+    part_of,
+    response_section,
+    timing_section,
+    training_section,
+)
+from experiments.report.page import Plot, Section, Table, Tile, Words
+from experiments.report.policy_sections import (
+    headline,
+    offers_section,
+    ope_section,
+    pacing_section,
+    policies_section,
+    standing_of,
+)
+from experiments.report.wording import number_in, percent, plain, readable, rows_in, short, text_in
+
+Results = Mapping[str, Any]
+
+SECTIONS: tuple[tuple[str, str, Callable[[Results], Section | None]], ...] = (
+    ("policies", "What the policies earn", policies_section),
+    ("pacing", "Spend against plan", pacing_section),
+    ("offers", "What was sent", offers_section),
+    ("ope", "Offline evaluation", ope_section),
+    ("fidelity", "How well the model predicts", fidelity_section),
+    ("response", "What is fitted and what is assumed", response_section),
+    ("training", "Training the policy (PPO)", training_section),
+    ("encoder", "Training the encoder", encoder_section),
+    ("data", "The data", data_section),
+    ("export", "The exported policy", export_section),
+    ("timing", "Time", timing_section),
+)
+"""What the reader decides on comes first, what it rests on after."""
+
+
+def build_report(results: Results, folder: Path, *, title: str) -> Path:
+    """Write the report of a run as one HTML file without scripts or network; equal results, equal bytes.
+
+    Args:
+        results: the merged ``results.json``; parts that are absent are named as not run.
+        folder: created if absent. ``index.html`` in it is replaced as a whole, or not at all.
+        title: of the page.
+
+    Returns:
+        Path of the file.
+    """
+    sections, absent = [], []
+    for key, heading, build in SECTIONS:
+        section = build(results)
+        if section is None:
+            sentence = f"The stage that gives this has not run: results.json holds no “{_part_of(key)}”."
+            section = Section(key, heading, sentence, [])
+            absent.append(heading)
+        sections.append(section)
+    environment = Environment(
+        loader=PackageLoader("experiments.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.tests["table"] = lambda item: isinstance(item, Table)
+    environment.tests["plot"] = lambda item: isinstance(item, Plot)
+    environment.tests["words"] = lambda item: isinstance(item, Words)
+    page = environment.get_template("index.html.jinja").render(
+        title=title,
+        headline=_headline(results),
+        tiles=_tiles(results),
+        limits=_limits(results),
+        sections=sections,
+        absent=absent,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    write_text(path, page)
+    return path
+
+
+def _part_of(key: str) -> str:
+    return {"encoder": "pretraining” or “fine_tuning"}.get(key, key)
+
+
+def _headline(results: Results) -> str:
+    standing = standing_of(results)
+    return f"{headline(standing)}." if standing else "No policy has been judged yet."
+
+
+def _tiles(results: Results) -> list[Tile]:
+    """The numbers that decide whether to read on."""
+    tiles = []
+    standing = standing_of(results)
+    if standing:
+        money, focus, rival = standing.currency, standing.focus, standing.rival
+        interval = (
+            f"interval {money.interval(focus.low, focus.high)}" if focus.low is not None else "no interval"
+        )
+        value = money.amount(focus.margin, 3, sign=True)
+        tiles.append(Tile(value, f"{focus.name}: incremental margin per user and campaign", interval))
+        paired = standing.against_rival
+        if paired and rival:
+            interval = f"interval {money.interval(paired.low, paired.high)}" if paired.low is not None else ""
+            value = money.amount(paired.value, 3, sign=True)
+            tiles.append(Tile(value, f"per user against {rival.name}, the best other policy", interval))
+        value = percent(number_in(focus.row, "utilisation"))
+        amount = f"{money.amount(focus.spend, 3)} of {money.amount(focus.budget, 3)} per user"
+        tiles.append(Tile(value, f"of the budget spent by {focus.name}", amount))
+    fidelity = part_of(results, "fidelity")
+    if number_in(fidelity, "log_loss") is not None:
+        detail = fidelity_finding(fidelity).partition(": ")[2]
+        value = plain(number_in(fidelity, "log_loss"), 4)
+        tiles.append(Tile(value, f"log loss of purchase, weeks {text_in(fidelity, 'split')}", detail))
+    if found := rows_in(results, "ope"):
+        trusted = sum(text_in(row, "verdict") == "trust" for row in found)
+        banned = sum(text_in(row, "verdict") == "do not use" for row in found)
+        detail = f"{banned} must not be used" if banned else ""
+        tiles.append(Tile(f"{trusted} of {len(found)}", "offline estimates marked trust", detail))
+    export = part_of(results, "export")
+    if (gap := number_in(export, "parity_max_abs_diff")) is not None:
+        label = "largest difference in probability, exported against trained"
+        tiles.append(Tile(short(gap), label))
+    return tiles
+
+
+def _limits(results: Results) -> list[tuple[str, str]]:
+    """What the numbers do not say. It stands before them."""
+    response = part_of(results, "response")
+    assumed = [readable(text_in(row, "name")) for row in rows_in(response, "assumed")]
+    fitted = [readable(text_in(row, "name")) for row in rows_in(response, "fitted")]
+    limits = [
+        (
+            "Margins are simulated.",
+            "They come from a market fitted to the logs. Only an A/B test shows what customers do.",
+        ),
+        (
+            "Campaign uplift is not identified in these logs.",
+            "Who was sent a coupon was not left to chance, so no effect of past campaigns is claimed, and none "
+            "went into the model.",
+        ),
+        (
+            "Part of the response is assumed.",
+            (f"Fitted: {', '.join(fitted)}. " if fitted else "")
+            + (f"Assumed, as ranges with a source: {', '.join(assumed)}." if assumed else "")
+            or "The stage that lists fitted and assumed parameters has not run.",
+        ),
+        (
+            "Offline evaluation holds at a fixed path of λ.",
+            "A shared budget couples users: what one is sent, another is not. At a given λ each week they are "
+            "apart; whether the budget then holds must be checked with the estimated cost.",
+        ),
+        (
+            "The interval of DM is too narrow.",
+            "The direct method trusts its value model, and the model's error is in no interval.",
+        ),
+    ]
+    return limits

@@ -1,0 +1,444 @@
+"""How well the model fits, what in it is fitted and what assumed, how it was trained, and from what data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.report.canvas import BLUE, GREY, ORANGE, VERMILION
+from experiments.report.page import Block, Column, Plot, Section, Table, Words
+from experiments.report.plots import (
+    DotPanel,
+    Line,
+    LinePanel,
+    Mark,
+    calibration,
+    compact,
+    dot_panels,
+    line_panels,
+    time_bars,
+    whole,
+)
+from experiments.report.wording import (
+    ABSENT,
+    Currency,
+    Row,
+    duration,
+    number_in,
+    percent,
+    plain,
+    rows_in,
+    several,
+    short,
+    text_in,
+)
+
+Results = Mapping[str, Any]
+MODELS = {
+    "": "this model (BERT)",
+    "lightgbm": "LightGBM",
+    "no_text": "this model, no text",
+    "frequency": "own frequency",
+}
+MEASURES = {
+    "log_loss": "log loss",
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "ece": "calibration error (ECE)",
+}
+
+
+def part_of(results: Results, key: str) -> Row:
+    """Return a table of the results; empty where it is absent."""
+    part = results.get(key)
+    return part if isinstance(part, Mapping) else {}
+
+
+# Fit ----------------------------------------------------------------------------------------------
+
+
+def _models(fidelity: Row) -> dict[str, Row]:
+    found = {"": fidelity, **{key: fidelity.get(key) for key in MODELS if key}}
+    return {
+        key: row
+        for key, row in found.items()
+        if isinstance(row, Mapping) and any(number_in(row, measure) is not None for measure in MEASURES)
+    }
+
+
+def fidelity_finding(fidelity: Row) -> str:
+    """Say how the model compares with LightGBM and with each household's own frequency."""
+    models = _models(fidelity)
+    ours = number_in(fidelity, "log_loss")
+    if ours is None:
+        return "How well the model predicts purchases"
+    text = f"Log loss {plain(ours, 4)}"
+    gaps = []
+    for key in ("lightgbm", "frequency"):
+        peer = number_in(models[key], "log_loss") if key in models else None
+        if peer:
+            change = (ours - peer) / peer
+            direction = "below" if change < 0 else "above"
+            gaps.append(f"{percent(abs(change))} {direction} {MODELS[key]}")
+    return f"{text}: {' and '.join(gaps)}" if gaps else text
+
+
+def fidelity_section(results: Results) -> Section | None:
+    """Purchase predictions on later weeks beside peers on the same rows, and their calibration."""
+    fidelity = part_of(results, "fidelity")
+    models = _models(fidelity)
+    if not models:
+        return None
+    split = text_in(fidelity, "split")
+    panels = []
+    for measure, better in (("log_loss", "lower is better"), ("auc", "higher is better")):
+        marks = []
+        for key, row in models.items():
+            value = number_in(row, measure)
+            colour, shape = (BLUE, "o") if key == "" else (GREY, "s")
+            marks.append(Mark(MODELS[key], value, words=plain(value, 4), colour=colour, marker=shape))
+        axis = f"{MEASURES[measure]} ({better})"
+        panels.append(DotPanel(MEASURES[measure], axis, marks, tick=lambda v: f"{v:.4g}"))
+    finding = fidelity_finding(fidelity)
+    note = "The axes do not start at zero. All models see the same rows."
+    first = Plot(finding, dot_panels("fidelity", finding, panels), note)
+    rows = [
+        [MODELS[key], *(plain(number_in(row, measure), 4) for measure in MEASURES)]
+        for key, row in models.items()
+    ]
+    columns = [Column("model", words=True), *(Column(title) for title in MEASURES.values())]
+    caption = f"Predicting who buys which category, weeks {split}, {plain(number_in(fidelity, 'rows'))} rows"
+    table = Table("fidelity", caption, columns, rows, strong=frozenset({0}))
+    visit = part_of(fidelity, "visit")
+    words = Words(
+        f"Who visits at all: AUC {plain(number_in(visit, 'auc'), 4)}, log loss "
+        f"{plain(number_in(visit, 'log_loss'), 4)}."
+        if visit
+        else "The visit model was not measured."
+    )
+    blocks: list[Block] = [[first, table], [words]]
+    blocks += _calibration_blocks(fidelity)
+    lead = (
+        f"Weeks {split} were not used to train or tune. Purchases are rare, so every score looks good by default: "
+        "read each only against the baselines."
+    )
+    return Section("fidelity", "How well the model predicts", lead, blocks)
+
+
+def _calibration_blocks(fidelity: Row) -> list[Block]:
+    found = [
+        (number_in(row, "predicted"), number_in(row, "observed"), number_in(row, "rows"))
+        for row in rows_in(fidelity, "calibration")
+    ]
+    bins = sorted((p, o, n) for p, o, n in found if p is not None and o is not None and n)
+    if not bins:
+        return []
+    total = sum(n for _, _, n in bins)
+    gap = sum(n * abs(p - o) for p, o, n in bins) / total
+    predicted = sum(n * p for p, _, n in bins) / total
+    observed = sum(n * o for _, o, n in bins) / total
+    finding = (
+        f"Predicted {percent(predicted, 2)}, bought {percent(observed, 2)}; the bins miss by "
+        f"{percent(gap, 2)} on average"
+    )
+    worst = max(bins, key=lambda b: abs(b[0] - b[1]))
+    note = (
+        f"Average weighted by rows. Farthest off: the bin at {percent(worst[0])} predicted, where "
+        f"{percent(worst[1])} bought."
+    )
+    columns = [Column(title) for title in ("predicted", "observed", "observed − predicted", "rows")]
+    cells = [[percent(p, 2), percent(o, 2), percent(o - p, 2, sign=True), plain(n)] for p, o, n in bins]
+    table = Table("calibration", "Calibration by bin", columns, cells)
+    return [[Plot(finding, calibration("calibration", finding, bins), note), table]]
+
+
+# What it is made of -------------------------------------------------------------------------------
+
+
+def response_section(results: Results) -> Section | None:
+    """Fitted parameters, and assumed ones with their ranges."""
+    response = part_of(results, "response")
+    fitted, assumed = rows_in(response, "fitted"), rows_in(response, "assumed")
+    if not fitted and not assumed:
+        return None
+    blocks: list[Block] = []
+    if fitted:
+        rows = [
+            [text_in(row, "name"), _value(row.get("value")), text_in(row, "meaning"), text_in(row, "source")]
+            for row in fitted
+        ]
+        columns = [
+            Column("parameter", words=True),
+            Column("value"),
+            Column("meaning", words=True),
+            Column("source", words=True),
+        ]
+        blocks.append([Table("fitted", "Fitted: estimated from these logs", columns, rows)])
+    if assumed:
+        rows = [
+            [
+                text_in(row, "name"),
+                *(short(number_in(row, key)) for key in ("low", "central", "high")),
+                text_in(row, "meaning"),
+                text_in(row, "source"),
+            ]
+            for row in assumed
+        ]
+        columns = [
+            Column("parameter", words=True),
+            *(Column(title) for title in ("low", "central", "high")),
+            Column("meaning", words=True),
+            Column("source", words=True),
+        ]
+        caption = "Assumed: these logs cannot tell, so simulators draw a value from the range"
+        blocks.append([Table("assumed", caption, columns, rows)])
+    lead = (
+        f"{several(len(fitted), 'parameter')} fitted from the logs, {plain(len(assumed))} assumed. A policy's margin "
+        "is only as good as the assumed ranges."
+    )
+    return Section("response", "What is fitted and what is assumed", lead, blocks)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_value(item) for item in value)
+    return ABSENT if value is None else value if isinstance(value, str) else short(number_in({"": value}, ""))
+
+
+# How it was trained -------------------------------------------------------------------------------
+
+
+def training_section(results: Results) -> Section | None:
+    """Training of the policy."""
+    training = part_of(results, "training")
+    rollouts = rows_in(training, "rollouts")
+    if not rollouts:
+        return None
+    money = Currency.of_results(results)
+    steps = [number_in(row, "steps") for row in rollouts]
+    series = {
+        "incremental_margin": ("Incremental margin", f"per user and campaign ({money.unit})", BLUE),
+        "cost": ("Cost", f"per user and campaign ({money.unit})", ORANGE),
+        "reward": ("Training reward", "margin − λ · cost, scaled", BLUE),
+        "entropy": ("Entropy of the policy", "nats", GREY),
+    }
+    panels = [
+        LinePanel(
+            title,
+            "user-weeks of experience",
+            axis,
+            [Line("", steps, [number_in(row, key) for row in rollouts], colour)],
+            x_tick=compact,
+        )
+        for key, (title, axis, colour) in series.items()
+    ]
+    finding = _training_finding(rollouts, money)
+    note = "λ is drawn anew for each user in training, so these are averages over many budgets, not one."
+    columns = [Column(""), Column("first rollout"), Column("middle"), Column("last")]
+    chosen = [rollouts[0], rollouts[len(rollouts) // 2], rollouts[-1]]
+    rows = [["user-weeks", *(plain(number_in(row, "steps")) for row in chosen)]]
+    rows += [
+        [title.lower(), *(short(number_in(row, key)) for row in chosen)]
+        for key, (title, *_) in series.items()
+    ]
+    table = Table("training", f"Three of {several(len(rollouts), 'rollout')}", columns, rows)
+    prices = training.get("price_range")
+    lead = "One policy is trained for all budgets: the price λ of budget is part of what it observes."
+    if isinstance(prices, Sequence) and len(prices) == 2:
+        low, high = (short(number_in({"": price}, "")) for price in prices)
+        lead += f" In training λ lay between {low} and {high}."
+    plot = Plot(finding, line_panels("training", finding, panels, columns=2, height=2.2), note)
+    return Section("training", "Training the policy (PPO)", lead, [[plot, table]])
+
+
+def _training_finding(rollouts: Sequence[Row], money: Currency) -> str:
+    values = [v for row in rollouts if (v := number_in(row, "incremental_margin")) is not None]
+    steps = number_in(rollouts[-1], "steps")
+    if not values or steps is None:
+        return "Training, rollout by rollout"
+    tenth = max(1, len(values) // 10)
+    first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+    direction = "rises" if last > first else "falls"
+    return (
+        f"Margin per user {direction} from {money.headline(first)} to {money.headline(last)} over "
+        f"{compact(float(f'{steps:.3g}'))} user-weeks"
+    )
+
+
+def encoder_section(results: Results) -> Section | None:
+    """Pretraining and fine-tuning of the encoder."""
+    pretraining = part_of(results, "pretraining")
+    before = rows_in(pretraining, "epochs")
+    after = rows_in(part_of(results, "fine_tuning"), "epochs")
+    if not pretraining and not after:
+        return None
+    blocks: list[Block] = []
+    if before:
+        blocks.append(_pretraining_block(before))
+    if after:
+        blocks.append(_fine_tuning_block(after))
+    lead = "A BERT reads each user's history as text. "
+    if pretraining:
+        lead += (
+            f"Pretraining: {plain(number_in(pretraining, 'texts'))} texts, a vocabulary of "
+            f"{plain(number_in(pretraining, 'vocabulary'))} word pieces, "
+            f"{plain(number_in(pretraining, 'parameters'))} parameters. "
+        )
+    else:
+        lead += "Pretraining has not run. "
+    lead += "" if after else "Fine-tuning has not run."
+    return Section("encoder", "Training the encoder", lead, blocks)
+
+
+def _epochs(rows: Sequence[Row]) -> list[float | None]:
+    return [number_in(row, "epoch") for row in rows]
+
+
+def _pretraining_block(rows: Sequence[Row]) -> Block:
+    def line(label: str, key: str, colour: str, shape: str) -> Line:
+        return Line(label, _epochs(rows), [number_in(row, key) for row in rows], colour, shape)
+
+    panels = [
+        LinePanel(
+            "Masked words", "epoch", "loss, nats", [line("", "masked_loss", BLUE, "o")], whole, short, True
+        ),
+        LinePanel(
+            "Next basket: true or swapped?",
+            "epoch",
+            "accuracy",
+            [line("", "next_basket_accuracy", BLUE, "o")],
+            whole,
+            lambda v: f"{100 * v:g}%",
+            True,
+        ),
+    ]
+    first, last = rows[0], rows[-1]
+    finding = (
+        f"Pretraining: masked-word loss {short(number_in(first, 'masked_loss'))} → "
+        f"{short(number_in(last, 'masked_loss'))}; the next basket is recognised "
+        f"{percent(number_in(last, 'next_basket_accuracy'))} of the time"
+    )
+    columns = [Column(t) for t in ("epoch", "masked-word loss", "next-basket loss", "next-basket accuracy")]
+    cells = [
+        [
+            plain(number_in(row, "epoch")),
+            plain(number_in(row, "masked_loss"), 4),
+            plain(number_in(row, "next_basket_loss"), 4),
+            percent(number_in(row, "next_basket_accuracy"), 2),
+        ]
+        for row in rows
+    ]
+    plot = Plot(finding, line_panels("pretraining", finding, panels, columns=2))
+    return [plot, Table("pretraining", "Pretraining", columns, cells)]
+
+
+def _fine_tuning_block(rows: Sequence[Row]) -> Block:
+    loss, tune = ([number_in(row, key) for row in rows] for key in ("loss", "tune_loss"))
+    lines = [
+        Line("training weeks", _epochs(rows), loss, BLUE, "o"),
+        Line("tuning weeks", _epochs(rows), tune, VERMILION, "s"),
+    ]
+    known = [(value, place) for place, value in enumerate(tune) if value is not None]
+    best = min(known)[1] if known else None
+    finding = "Fine-tuning, epoch by epoch"
+    if best is not None:
+        finding = f"Fine-tuning is best after epoch {plain(number_in(rows[best], 'epoch'))}: tuning loss {short(tune[best])}"
+        finding += "; later epochs overfit" if best < len(rows) - 1 else ", at the last epoch"
+    panel = LinePanel("", "epoch", "multi-task loss", lines, whole, short, True)
+    columns = [Column(t) for t in ("epoch", "loss, training weeks", "loss, tuning weeks")]
+    cells = [
+        [
+            plain(number_in(row, "epoch")),
+            plain(number_in(row, "loss"), 4),
+            plain(number_in(row, "tune_loss"), 4),
+        ]
+        for row in rows
+    ]
+    strong = frozenset() if best is None else frozenset({best})
+    plot = Plot(finding, line_panels("fine-tuning", finding, [panel], height=2.8))
+    return [plot, Table("fine_tuning", "Fine-tuning", columns, cells, strong=strong)]
+
+
+# From what, into what, in what time ---------------------------------------------------------------
+
+
+def data_section(results: Results) -> Section | None:
+    """The logs, and how they are split by time."""
+    data = part_of(results, "data")
+    if not data:
+        return None
+    split = part_of(data, "split")
+    train, tune, report = (number_in(split, key) for key in ("train_end", "tune_end", "report_end"))
+    rows = [
+        ["origin", text_in(data, "origin")],
+        ["users", plain(number_in(data, "n_users"))],
+        ["weeks", plain(number_in(data, "n_weeks"))],
+        ["categories", plain(number_in(data, "n_categories"))],
+        ["total spend", Currency.of_results(results).amount(number_in(data, "spend"))],
+        ["user-weeks with a visit", percent(number_in(data, "visit_rate"), 2)],
+        ["user-week-categories with a purchase", percent(number_in(data, "purchase_rate"), 2)],
+        ["rows on coupon redemption", plain(number_in(data, "redemption_rows"))],
+        ["of which redeemed", percent(number_in(data, "redemption_rate"), 2)],
+    ]
+    if train is not None and tune is not None and report is not None:
+        rows += [
+            ["weeks to train on", f"1–{plain(train)}"],
+            ["weeks to tune on", f"{plain(train + 1)}–{plain(tune)}"],
+            ["weeks to report on", f"{plain(tune + 1)}–{plain(report)}"],
+        ]
+    lead = "Weeks after those reported on are locked: nothing was trained, tuned or measured on them."
+    table = Table("data", "The logs", [Column("", words=True), Column("")], rows)
+    notes = data.get("notes")
+    items = [note for note in notes if isinstance(note, str)] if isinstance(notes, Sequence) else []
+    block: list[Table | Plot | Words] = [table]
+    if items:
+        block.append(
+            Table("notes", "Noted while reading", [Column("note", words=True)], [[n] for n in items])
+        )
+    return Section("data", "The data", lead, [block])
+
+
+def export_section(results: Results) -> Section | None:
+    """The exported policy."""
+    export = part_of(results, "export")
+    if not export:
+        return None
+    gap = number_in(export, "parity_max_abs_diff")
+    lead = (
+        f"The exported policy's offer probabilities differ from the trained one's by at most {short(gap)}."
+        if gap is not None
+        else "The exported policy was not compared with the trained one."
+    )
+    size = number_in(export, "bytes")
+    rows = [
+        ["path", text_in(export, "path")],
+        ["largest difference in probability", short(gap)],
+        ["size", f"{plain(size)} bytes" if size is not None else ABSENT],
+    ]
+    return Section(
+        "export",
+        "The exported policy",
+        lead,
+        [[Table("export", "The bundle", [Column("", words=True), Column("")], rows)]],
+    )
+
+
+def timing_section(results: Results) -> Section | None:
+    """Working time of each stage."""
+    timing = part_of(results, "timing")
+    seconds = {str(stage): value for stage in timing if (value := number_in(timing, stage)) is not None}
+    if not seconds:
+        return None
+    total = sum(seconds.values())
+    longest = max(seconds, key=lambda stage: seconds[stage])
+    finding = f"{duration(total)} in all"
+    if total > 0:
+        finding += f"; {longest} takes {percent(seconds[longest] / total, 0)}"
+    rows = [
+        [stage, plain(value, 1), percent(value / total if total else None)]
+        for stage, value in seconds.items()
+    ]
+    rows.append(["total", plain(total, 1), percent(1.0)])
+    columns = [Column("stage", words=True), Column("seconds"), Column("share")]
+    table = Table("timing", "Working time by stage", columns, rows, strong=frozenset({len(rows) - 1}))
+    return Section("timing", "Time", "", [[Plot(finding, time_bars("timing", finding, seconds)), table]])

@@ -1,0 +1,370 @@
+"""The kinds of plot in a report. They draw what they are given; findings are computed elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from experiments.report.canvas import (
+    AREA_COLOURS,
+    BLUE,
+    FULL,
+    GREY,
+    HALF,
+    INK,
+    MARKERS,
+    PALE,
+    drawing,
+    new_figure,
+    to_svg,
+    trimmed,
+)
+from experiments.report.wording import duration, percent, plain, short
+
+Tick = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One estimate: a point, its interval if any, and the words to its right."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    words: str = ""
+    colour: str = BLUE
+    marker: str = "o"
+    filled: bool = True
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """Estimates on one axis.
+
+    Attributes:
+        title: what is special about this panel.
+        axis: quantity and unit.
+        marks: from top to bottom.
+        reference: value at which a line is drawn.
+        reference_label: what that value is.
+        limits: of the axis; what lies beyond is shown as an arrow at the edge.
+        tick: writes a value at the axis.
+    """
+
+    title: str
+    axis: str
+    marks: Sequence[Mark]
+    reference: float | None = None
+    reference_label: str = ""
+    limits: tuple[float, float] | None = None
+    tick: Tick = short
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve; gaps are None."""
+
+    label: str
+    x: Sequence[float | None]
+    y: Sequence[float | None]
+    colour: str = BLUE
+    marker: str = ""
+    dashed: bool = False
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class LinePanel:
+    """Curves on common axes."""
+
+    title: str
+    x_axis: str
+    y_axis: str
+    lines: Sequence[Line]
+    x_tick: Tick = short
+    y_tick: Tick = short
+    whole_x: bool = False
+    from_zero: bool = False
+
+
+def dot_panels(name: str, label: str, panels: Sequence[DotPanel], columns: int = 1) -> Markup:
+    """Draw points with intervals, one panel beside or below another."""
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    heights = [
+        0.95 + 0.27 * max(len(p.marks) for p in panels[r * columns : (r + 1) * columns]) for r in range(rows)
+    ]
+    with drawing():
+        figure = new_figure(FULL if columns > 1 else HALF, sum(heights))
+        grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.set_visible(False)
+                continue
+            left = panels[place - 1] if place % columns else None
+            _draw_dots(
+                axes, panels[place], repeats=left is not None and _labels(left) == _labels(panels[place])
+            )
+        return to_svg(figure, name, label)
+
+
+def _labels(panel: DotPanel) -> list[str]:
+    return [mark.label for mark in panel.marks]
+
+
+def _draw_dots(axes: Axes, panel: DotPanel, *, repeats: bool) -> None:
+    low, high = panel.limits or (-math.inf, math.inf)
+    for y, mark in enumerate(panel.marks):
+        if mark.low is not None and mark.high is not None:
+            ends = max(mark.low, low), min(mark.high, high)
+            if ends[0] < ends[1]:
+                axes.plot(ends, (y, y), color=mark.colour, linewidth=1.8, solid_capstyle="butt")
+        beyond = [v for v in (mark.low, mark.value, mark.high) if v is not None]
+        for edge, arrow, cut in (
+            (low, "<", any(v < low for v in beyond)),
+            (high, ">", any(v > high for v in beyond)),
+        ):
+            if cut:
+                axes.plot(edge, y, arrow, color=mark.colour, markersize=5, clip_on=False)
+        if mark.value is not None and low <= mark.value <= high:
+            face = mark.colour if mark.filled else "white"
+            axes.plot(
+                mark.value, y, mark.marker, color=mark.colour, markerfacecolor=face, markersize=6.5, zorder=3
+            )
+        axes.annotate(
+            mark.words,
+            (1, y),
+            (6, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+        )
+    if panel.reference is not None:
+        axes.axvline(panel.reference, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+        if panel.reference_label:
+            # Beneath the title and above the first row, so that it covers no mark.
+            axes.annotate(
+                panel.reference_label, (panel.reference, -0.72), va="center", ha="center", fontsize=8
+            )
+    axes.set_ylim(len(panel.marks) - 0.5, -1.1 if panel.reference_label else -0.6)
+    if panel.limits:
+        axes.set_xlim(low, high)
+    else:
+        axes.margins(x=0.08)
+    axes.set_yticks(range(len(panel.marks)), ["" if repeats else trimmed(mark.label) for mark in panel.marks])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", linestyle=":")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_formatter(panel.tick))
+    axes.set_xlabel(panel.axis)
+    axes.set_title(panel.title)
+
+
+def line_panels(
+    name: str, label: str, panels: Sequence[LinePanel], columns: int = 1, height: float = 2.7
+) -> Markup:
+    """Draw curves; one legend serves all panels and stands below them."""
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with drawing():
+        figure = new_figure(FULL if columns > 2 else HALF, rows * height + 0.3)
+        for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            if place < len(panels):
+                _draw_lines(axes, panels[place])
+            else:
+                axes.set_visible(False)
+        _legend(figure)
+        return to_svg(figure, name, label)
+
+
+def _draw_lines(axes: Axes, panel: LinePanel) -> None:
+    for line in panel.lines:
+        x, y = _gaps(line.x), _gaps(line.y)
+        if line.low and line.high:
+            axes.vlines(x, _gaps(line.low), _gaps(line.high), color=line.colour, linewidth=1.2, alpha=0.6)
+        axes.plot(
+            x,
+            y,
+            color=line.colour,
+            linestyle=(0, (4, 2)) if line.dashed else "-",
+            marker=line.marker,
+            markersize=5,
+            linewidth=1.6,
+            label=trimmed(line.label, 40),
+        )
+    axes.margins(0.06)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.whole_x))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_formatter(panel.x_tick))
+    axes.yaxis.set_major_formatter(_formatter(panel.y_tick))
+    axes.set_xlabel(panel.x_axis)
+    axes.set_ylabel(panel.y_axis)
+    axes.set_title(panel.title)
+
+
+def _legend(figure: Figure) -> None:
+    handles = {}
+    for axes in figure.axes:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(text, handle)
+    if len(handles) > 1:
+        longest = max(len(text) for text in handles)
+        across = max(1, int(figure.get_figwidth() * 11 / (longest + 6)))
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=min(across, len(handles))
+        )
+
+
+def share_bars(
+    name: str, label: str, shares: Mapping[str, Mapping[str, float]], offers: Sequence[str], nothing: set[str]
+) -> Markup:
+    """Draw for each policy how its decisions divide among offers.
+
+    Args:
+        name: of the drawing.
+        label: what it shows.
+        shares: of each offer, by policy.
+        offers: in the order of the bars.
+        nothing: offers that send nothing, drawn pale.
+    """
+    with drawing():
+        figure = new_figure(FULL, 1.5 + 0.36 * len(shares) + 0.2 * math.ceil(len(offers) / 5))
+        axes = figure.subplots()
+        start = np.zeros(len(shares))
+        handles = []
+        sent = [offer for offer in offers if offer not in nothing]
+        for offer in offers:
+            place = sent.index(offer) if offer in sent else 0
+            colour = AREA_COLOURS[place % len(AREA_COLOURS)] if offer in sent else PALE
+            hatch = ("", "///", "...", "xxx")[place // len(AREA_COLOURS) % 4]
+            width = np.array([policy.get(offer, 0.0) for policy in shares.values()])
+            style = {"facecolor": colour, "edgecolor": "white", "hatch": hatch, "linewidth": 0.6}
+            axes.barh(range(len(shares)), width, left=start, height=0.74, **style)  # type: ignore[arg-type]
+            handles.append(Patch(label=trimmed(offer), **style))  # type: ignore[arg-type]
+            for y, (x, w) in enumerate(zip(start, width, strict=True)):
+                if w >= 0.045:
+                    dark = colour == BLUE
+                    box = {"facecolor": colour, "edgecolor": "none", "pad": 1.0} if hatch else None
+                    ink = "white" if dark else INK
+                    axes.text(
+                        x + w / 2, y, percent(w, 0), ha="center", va="center", color=ink, fontsize=8, bbox=box
+                    )
+            start = start + width
+        axes.set_ylim(len(shares) - 0.5, -0.5)
+        axes.set_xlim(0, max(1.0, float(start.max(initial=0.0))))
+        axes.set_yticks(range(len(shares)), [trimmed(policy) for policy in shares])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False)
+        axes.xaxis.set_major_formatter(_formatter(lambda value: percent(value, 0)))
+        axes.set_xlabel("share of user-weeks")
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+        return to_svg(figure, name, label)
+
+
+def calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]]) -> Markup:
+    """Draw predicted against observed rates, and how many rows each bin holds.
+
+    Args:
+        name: of the drawing.
+        label: what it shows.
+        bins: predicted rate, observed rate, rows; predicted increases.
+    """
+    predicted, observed, rows = (np.array(column, dtype=float) for column in zip(*bins, strict=True))
+    rates = np.concatenate([predicted, observed])
+    logarithmic = bool((rates > 0).all()) and rates.max() / rates.min() > 20
+    with drawing():
+        figure = new_figure(HALF, 5.0)
+        upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+        if logarithmic:
+            ends = rates.min() / 1.3, rates.max() * 1.3
+            steps = [m * 10.0**e for e in range(-6, 1) for m in (1, 2, 5)]
+            ticks = [s for s in steps if ends[0] <= s <= ends[1]]
+            upper.set_xscale("log")
+            upper.set_yscale("log")
+            for axis in (upper.xaxis, upper.yaxis):
+                axis.set_major_locator(FixedLocator(ticks))
+                axis.set_minor_locator(NullLocator())
+            half = 1.12
+            widths = predicted * (half - 1 / half)
+            left = predicted / half
+        else:
+            ends = 0.0, float(rates.max() * 1.06) or 1.0
+            gap = np.diff(predicted).min() if len(predicted) > 1 else ends[1]
+            widths = np.full(len(predicted), 0.7 * max(gap, ends[1] / 200))
+            left = predicted - widths / 2
+        for axis in (upper.xaxis, upper.yaxis):
+            axis.set_major_formatter(_formatter(lambda rate: f"{100 * rate:g}%"))
+        upper.plot(
+            ends, ends, color=GREY, linestyle=(0, (4, 2)), linewidth=1, label="perfect: observed = predicted"
+        )
+        upper.plot(
+            predicted, observed, "o-", color=BLUE, markersize=5.5, linewidth=1.2, label="model, per bin"
+        )
+        upper.set_xlim(*ends)
+        upper.set_ylim(*ends)
+        upper.set_ylabel("observed purchase rate")
+        upper.legend(loc="upper left")
+        lower.bar(left, rows, width=widths, align="edge", color=BLUE, alpha=0.55)
+        lower.yaxis.set_major_locator(MaxNLocator(3))
+        lower.yaxis.set_major_formatter(_formatter(compact))
+        lower.set_ylabel("rows in bin")
+        lower.set_xlabel("predicted purchase rate" + (" (both axes logarithmic)" if logarithmic else ""))
+        return to_svg(figure, name, label)
+
+
+def time_bars(name: str, label: str, seconds: Mapping[str, float]) -> Markup:
+    """Draw how long each stage took."""
+    with drawing():
+        figure = new_figure(HALF, 0.75 + 0.28 * len(seconds))
+        axes = figure.subplots()
+        scale, unit = (60.0, "minutes") if max(seconds.values()) >= 120 else (1.0, "seconds")
+        longest = max(seconds.values()) / scale
+        for y, value in enumerate(seconds.values()):
+            axes.barh(y, value / scale, height=0.65, color=BLUE)
+            axes.text(value / scale + 0.01 * longest, y, duration(value), va="center")
+        axes.set_ylim(len(seconds) - 0.5, -0.5)
+        axes.set_xlim(0, (longest or 1.0) * 1.2)
+        axes.set_yticks(range(len(seconds)), [trimmed(stage) for stage in seconds])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"working time, {unit}")
+        return to_svg(figure, name, label)
+
+
+def compact(value: float) -> str:
+    """Return a large number in thousands or millions."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def whole(value: float) -> str:
+    """Return a whole number."""
+    return plain(value)
+
+
+def marker(place: int) -> str:
+    """Return the marker shape of the curve at a place."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def _formatter(tick: Tick) -> FuncFormatter:
+    return FuncFormatter(lambda value, _: tick(float(value)))
+
+
+def _gaps(values: Sequence[float | None]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,15 @@
+"""All stages of a run, in order."""
+
+from __future__ import annotations
+
+from experiments.pipeline import Stage
+from experiments.stages import evaluate, export, finetune, prepare, pretrain, train
+
+STAGES: tuple[Stage, ...] = (
+    prepare.STAGE,
+    pretrain.STAGE,
+    finetune.STAGE,
+    train.STAGE,
+    evaluate.STAGE,
+    export.STAGE,
+)

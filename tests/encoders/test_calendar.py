@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.calendar import PromotionCalendar
+from encoders.panel import Panel
+
+
+@pytest.mark.parametrize("week", [4, 9, 17])
+def test_a_trend_never_looks_ahead(panel: Panel, week: int) -> None:
+    before = PromotionCalendar.of_panel(panel)
+    visited, bought = panel.visited.copy(), panel.bought.copy()
+    visited[:, week:] = True
+    bought[:, week:] = True
+    after = PromotionCalendar.of_panel(replace(panel, visited=visited, bought=bought))
+    for name in ("category_trend", "visit_trend"):
+        old, new = getattr(before, name), getattr(after, name)
+        torch.testing.assert_close(old[: week + 1], new[: week + 1], rtol=0, atol=0)
+        assert not torch.equal(old[week + 1], new[week + 1])
+
+
+def test_visit_trend_by_hand(panel: Panel) -> None:
+    # Half of four users visit until week 8, all of them in weeks 9 and 10.
+    visited = np.zeros((4, panel.n_weeks), dtype=np.bool_)
+    visited[:2] = True
+    visited[:, 8:10] = True
+    four = replace(
+        panel,
+        user_ids=panel.user_ids[:4],
+        profiles=panel.profiles[:4],
+        bought=panel.bought[:4],
+        visited=visited,
+        basket_spend=panel.basket_spend[:4],
+        category_spend=panel.category_spend[:4],
+    )
+    trend = PromotionCalendar.of_panel(four).visit_trend
+    # Before week 11 (row 10): two recent weeks at 1; reference weeks 2..10 of which two are at 1.
+    assert float(trend[10]) == pytest.approx(np.log(1.0 / ((7 * 0.5 + 2) / 9)), abs=1e-6)
+    assert trend[:9].abs().max() == 0
+
+
+def test_a_category_that_stops_selling_stays_finite_and_clipped(panel: Panel) -> None:
+    bought = panel.bought.copy()
+    bought[:, 8:, 0] = False
+    bought[:, :, 1] = False
+    trend = PromotionCalendar.of_panel(replace(panel, bought=bought)).category_trend
+    assert torch.isfinite(trend).all()
+    assert float(trend[12, 0]) == -1.5
+    assert trend[:, 1].abs().max() == 0
+
+
+def test_weeks_selects_rows(panel: Panel) -> None:
+    calendar = PromotionCalendar.of_panel(panel)
+    index = torch.tensor([5, 2, 5])
+    for f in fields(PromotionCalendar):
+        torch.testing.assert_close(getattr(calendar.weeks(index), f.name), getattr(calendar, f.name)[index])
+    assert calendar.n_weeks == panel.n_weeks
+    np.testing.assert_array_equal(calendar.depth.numpy(), panel.promotion_depth)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from encoders.calibration import (
+    REDEMPTION_RIDGE,
+    calibrate,
+    fit_redemption,
+    linear_predictors,
+    set_basket_deviation,
+)
+from encoders.panel import Panel
+from encoders.response import ResponseHeads
+from encoders.response_data import AnchorTexts, ResponseData
+
+C = 20
+MakePanel = Callable[..., Panel]
+
+
+def truth(depth: torch.Tensor) -> torch.Tensor:
+    """Marginal purchase logits [..., C] at shelf depths [..., C]."""
+    return torch.linspace(-2.5, -0.5, C) + 2.0 * depth
+
+
+def true_heads() -> ResponseHeads:
+    """Heads that predict exactly :func:`truth`, and a visit logit of 0.6."""
+    heads = ResponseHeads(torch.full((C,), 0.2), 0)
+    with torch.no_grad():
+        heads.visit_bias.fill_(0.6)
+        heads.purchase_bias.copy_(truth(torch.zeros(C)))
+        heads.depth_level.fill_(float(np.log(np.expm1(0.2))))
+    return heads
+
+
+def simulated(make_panel: MakePanel, n: int, deviation: float, seed: int) -> ResponseData:
+    """Visits and baskets drawn from the model with a per-visit random effect."""
+    panel = make_panel(n_users=n, n_categories=C)
+    rng = np.random.default_rng(seed)
+    visited = rng.random(panel.visited.shape) < 1 / (1 + np.exp(-0.6))
+    marginal = truth(torch.from_numpy(panel.promotion_depth)).numpy()
+    logit = marginal * np.sqrt(1 + np.pi / 8 * deviation**2)
+    logit = logit + deviation * rng.standard_normal((*visited.shape, 1))
+    bought = (rng.random(logit.shape) < 1 / (1 + np.exp(-logit))) & visited[:, :, None]
+    spend = (2.0 * bought).astype(np.float32)
+    return ResponseData.of_panel(
+        replace(
+            panel,
+            visited=visited,
+            bought=bought,
+            category_spend=spend,
+            basket_spend=1.3 * spend.sum(axis=2),
+        )
+    )
+
+
+def all_weeks(data: ResponseData) -> AnchorTexts:
+    n = data.panel.n_users
+    return AnchorTexts(
+        tokens=[np.zeros(1, dtype=np.int32)] * n,
+        user=torch.arange(n),
+        first_week=torch.full((n,), 4),
+        last_week=torch.full((n,), data.panel.n_weeks - 1),
+    )
+
+
+def nothing(texts: AnchorTexts) -> torch.Tensor:
+    return torch.zeros(len(texts), 0)
+
+
+def test_linear_predictors_cover_the_served_weeks(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 700, 0.0, 0)  # more than one chunk of 512
+    texts = all_weeks(data)
+    visit, purchase, user, week = linear_predictors(true_heads(), data, texts, nothing(texts))
+    weeks = data.panel.n_weeks - 4
+    assert len(visit) == len(purchase) == 700 * weeks
+    assert sorted(zip(user.tolist(), week.tolist(), strict=True)) == [
+        (u, w) for u in range(700) for w in range(4, data.panel.n_weeks)
+    ]
+    np.testing.assert_allclose(visit, 0.6, rtol=1e-5)
+    np.testing.assert_allclose(purchase, truth(data.calendar.depth[week]).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_calibration_undoes_a_distorted_head(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 600, 0.0, 1)
+    texts, heads = all_weeks(data), true_heads()
+    # The head says 0.5·u + 1 where u is true; slope 2 and intercept -2 set it right.
+    heads.calibration[1] = torch.tensor([0.5, 1.0])
+    calibrate(heads, data, texts, nothing(texts))
+    # Composed with what was there: 2·(0.5·u + 1) - 2 = u.
+    assert heads.calibration[1].tolist() == pytest.approx([1.0, 0.0], abs=0.06)
+    _, purchase, _, week = linear_predictors(heads, data, texts, nothing(texts))
+    np.testing.assert_allclose(purchase, truth(data.calendar.depth[week]).numpy(), atol=0.08)
+    p = 1 / (1 + np.exp(-0.6))
+    visit, *_ = linear_predictors(heads, data, texts, nothing(texts))
+    assert 1 / (1 + np.exp(-visit.mean())) == pytest.approx(p, abs=0.01)
+
+
+def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 200, 0.0, 2)
+    texts, heads = all_weeks(data), true_heads()
+    heads.calibration[1] = torch.tensor([0.7, 0.4])
+    calibrate(heads, data, texts, nothing(texts))
+    once = heads.calibration.clone()
+    calibrate(heads, data, texts, nothing(texts))
+    torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.5, 0.9])
+def test_the_basket_deviation_is_recovered(make_panel: MakePanel, deviation: float) -> None:
+    data = simulated(make_panel, 1200, deviation, 3)
+    texts, heads = all_weeks(data), true_heads()
+    set_basket_deviation(heads, data, texts, nothing(texts))
+    assert float(heads.basket_deviation) == pytest.approx(deviation, rel=0.15, abs=0.1)
+    assert float(heads.other_spend_ratio) == pytest.approx(0.3, abs=1e-5)
+
+
+def test_redemption_is_the_ridge_optimum(make_panel: MakePanel) -> None:
+    data = ResponseData.of_panel(make_panel(n_users=60, n_categories=3))
+    rng = np.random.default_rng(4)
+    m, d = 1500, 2
+    user, week = rng.integers(0, 60, m), rng.integers(5, 15, m)
+    embedding = torch.from_numpy(rng.standard_normal((m, d)).astype(np.float32))
+    redeemed = rng.random(m) < 1 / (1 + np.exp(1.0 - 1.5 * embedding[:, 0].numpy()))
+    heads = ResponseHeads(torch.full((3,), 0.2), d)
+    fit_redemption(heads, data, user, week, redeemed, embedding)
+
+    with torch.no_grad():
+        state = data.tape.before(torch.from_numpy(week), torch.from_numpy(user))
+        x = torch.cat([heads.standard_user_features(state), embedding], dim=1).double().numpy()
+
+    def objective(w: np.ndarray) -> float:
+        logit = w[0] + x @ w[1:]
+        return float(
+            (np.logaddexp(0, logit) - redeemed * logit).sum() + REDEMPTION_RIDGE * (w[1:] ** 2).sum()
+        )
+
+    best = minimize(objective, np.zeros(1 + x.shape[1]), method="BFGS")
+    fitted = torch.cat([heads.redemption_bias[None], heads.redemption_features, heads.redemption_embedding])
+    assert objective(fitted.detach().double().numpy()) == pytest.approx(best.fun, rel=1e-5)
+    np.testing.assert_allclose(fitted.detach().numpy()[-d:], best.x[-d:], atol=0.01)
+    # Shrunken, but of the right sign and size.
+    assert 1.0 < float(heads.redemption_embedding[0].detach()) < 1.6
+
+
+def test_without_redemptions_the_prior_stays(make_panel: MakePanel) -> None:
+    heads = ResponseHeads(torch.full((3,), 0.2), 0)
+    none = np.zeros(0, dtype=np.int64)
+    data = ResponseData.of_panel(make_panel(n_users=2, n_categories=3))
+    fit_redemption(heads, data, none, none, np.zeros(0, dtype=np.bool_), torch.zeros(0, 0))
+    assert float(heads.redemption_bias.detach()) == pytest.approx(-2.3)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.calendar import PromotionCalendar
+from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features, user_features
+from encoders.response import (
+    PROMOTION_UNIT,
+    FeatureScale,
+    ResponseHeads,
+    conditional_logit,
+    marginal_probability,
+)
+
+N, C, D = 6, 3, 4
+
+
+def random_heads(seed: int, spread: float = 1.0) -> ResponseHeads:
+    generator = torch.Generator().manual_seed(seed)
+    heads = ResponseHeads(torch.tensor([0.3, 0.1, 0.05]), D)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+        heads.category_match.copy_(torch.randn(C, D, generator=generator))
+        heads.category_mean.copy_(torch.randn(len(CATEGORY_FEATURES), generator=generator))
+        heads.category_std.copy_(0.5 + torch.rand(len(CATEGORY_FEATURES), generator=generator))
+        heads.user_mean.copy_(torch.randn(len(USER_FEATURES), generator=generator))
+        heads.user_std.copy_(0.5 + torch.rand(len(USER_FEATURES), generator=generator))
+        heads.calibration.copy_(torch.tensor([[0.8, -0.1], [1.2, 0.3]]))
+    return heads.requires_grad_(False)
+
+
+def random_state(seed: int) -> HistoryState:
+    generator = torch.Generator().manual_seed(seed)
+    state = HistoryState.empty(N, C)
+    for _ in range(10):
+        visited = torch.rand(N, generator=generator) < 0.6
+        bought = (torch.rand(N, C, generator=generator) < 0.4) & visited[:, None]
+        state = state.advance(visited, bought, 3.0 * bought.sum(dim=1))
+    return state
+
+
+def one_week(depth: torch.Tensor) -> PromotionCalendar:
+    return PromotionCalendar(
+        depth=depth,
+        display=torch.tensor([0.1, 0.0, 0.4]),
+        mailer=torch.tensor([0.0, 0.2, 0.3]),
+        category_trend=torch.tensor([0.1, -0.2, 0.0]),
+        visit_trend=torch.tensor(0.05),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 5))
+def test_purchase_is_monotone_in_depth_whatever_the_parameters(
+    seed: int, shallow: float, more: float, spread: float
+) -> None:
+    heads, state = random_heads(seed, spread), random_state(seed)
+    embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(seed))
+    low = heads(state, embedding, one_week(torch.full((C,), shallow)))
+    high = heads(state, embedding, one_week(torch.full((C,), shallow + more)))
+    assert (low.depth_slope >= 0).all()
+    assert (high.purchase >= low.purchase).all()
+    torch.testing.assert_close(high.visit, low.visit)
+    # The slope is exactly what a unit of depth adds, calibration included: coupons are priced with it.
+    torch.testing.assert_close(high.purchase, low.purchase + more * low.depth_slope, rtol=1e-4, atol=1e-3)
+
+
+def test_the_formula_term_by_term() -> None:
+    heads, state = random_heads(5), random_state(5)
+    embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    calendar = one_week(torch.tensor([0.1, 0.2, 0.3]))
+    utilities = heads(state, embedding, calendar)
+    phi = torch.stack(category_features(state, heads.base_rate), dim=2)
+    for i in range(N):
+        g = (user_features(state)[i] - heads.user_mean) / heads.user_std
+        visit = heads.visit_bias + heads.visit_features @ g + heads.visit_embedding @ embedding[i]
+        visit = visit + heads.visit_trend * calendar.visit_trend
+        assert float(utilities.visit[i]) == pytest.approx(float(0.8 * visit - 0.1), abs=1e-4)
+        for c in range(C):
+            standard = (phi[i, c] - heads.category_mean) / heads.category_std
+            level = heads.depth_level[c] + embedding[i] @ heads.depth_embedding
+            theta = torch.log1p(torch.exp(level)) / PROMOTION_UNIT
+            purchase = (
+                heads.purchase_bias[c]
+                + heads.purchase_features[c] @ standard
+                + heads.purchase_user[c] @ g
+                + heads.match_scale * (embedding[i] @ heads.category_match[c]) / D**0.5
+                + theta * calendar.depth[c]
+                + heads.display_effect * calendar.display[c] / PROMOTION_UNIT
+                + heads.mailer_effect * calendar.mailer[c] / PROMOTION_UNIT
+                + heads.purchase_trend * calendar.category_trend[c]
+            )
+            assert float(utilities.purchase[i, c]) == pytest.approx(float(1.2 * purchase + 0.3), abs=1e-3)
+            assert float(utilities.depth_slope[i, c]) == pytest.approx(float(1.2 * theta), rel=1e-4)
+            spend = heads.spend_level[c] + heads.spend_user @ g + heads.spend_embedding @ embedding[i]
+            spend = spend + heads.spend_depth * calendar.depth[c]
+            assert float(utilities.log_spend[i, c]) == pytest.approx(float(spend), abs=1e-4)
+
+
+def test_a_week_per_row_equals_row_by_row() -> None:
+    heads, state = random_heads(2), random_state(2)
+    embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(3)
+    depth, display, mailer, trend = torch.rand(4, N, C, generator=generator)
+    weeks = PromotionCalendar(depth, display, mailer, trend, visit_trend=torch.rand(N, generator=generator))
+    together = heads(state, embedding, weeks)
+    for row in range(N):
+        index = torch.tensor([row])
+        alone = heads(state.rows(index), embedding[index], weeks.weeks(torch.tensor(row)))
+        torch.testing.assert_close(alone.purchase[0], together.purchase[row])
+        torch.testing.assert_close(alone.visit[0], together.visit[row])
+        torch.testing.assert_close(alone.log_spend[0], together.log_spend[row])
+
+
+def test_the_start_is_close_to_each_users_own_rate() -> None:
+    state = random_state(4)
+    heads = ResponseHeads(torch.tensor([0.3, 0.1, 0.05]), 0)
+    phi, g = category_features(state, heads.base_rate), user_features(state)
+    heads.set_scale(
+        FeatureScale(
+            category_mean=torch.stack([feature.mean() for feature in phi]),
+            category_std=torch.stack([feature.std() for feature in phi]),
+            user_mean=g.mean(dim=0),
+            user_std=g.std(dim=0),
+        )
+    )
+    zero = torch.zeros(C)
+    calendar = PromotionCalendar(zero, zero, zero, zero, visit_trend=torch.zeros(()))
+    utilities = heads(state, torch.zeros(N, 0), calendar)
+    torch.testing.assert_close(utilities.visit, g[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        utilities.purchase, 0.9 * phi[0] + 0.1 * torch.logit(heads.base_rate), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("logit", [-4.0, -2.0, 0.0, 1.5])
+def test_marginal_probability_against_quadrature(logit: float, deviation: float) -> None:
+    node, weight = np.polynomial.hermite_e.hermegauss(61)
+    exact = (weight / (1 + np.exp(-logit - deviation * node))).sum() / weight.sum()
+    approximate = float(marginal_probability(torch.tensor(logit), torch.tensor(deviation)))
+    assert approximate == pytest.approx(exact, abs=1e-2)
+
+
+@given(st.floats(-8, 8), st.floats(0, 3))
+def test_conditional_logit_undoes_the_marginal(logit: float, deviation: float) -> None:
+    u, s = torch.tensor(logit, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
+    torch.testing.assert_close(marginal_probability(conditional_logit(u, s), s), torch.sigmoid(u))
+
+
+def test_text_can_be_left_out() -> None:
+    heads = ResponseHeads(torch.tensor([0.3, 0.1, 0.05]), 0)
+    utilities = heads(random_state(1), torch.zeros(N, 0), one_week(torch.zeros(C)))
+    assert utilities.purchase.shape == (N, C)
+    assert torch.isfinite(utilities.purchase).all()
