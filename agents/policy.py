@@ -78,7 +78,8 @@ class RandomPolicy:
         count = others.sum(dim=1)
         share = torch.where(count > 0, send / count.clamp(min=1), 0.0)
         out = others.to(observation.dtype) * share[:, None]
-        out[:, 0] = 1.0 - out.sum(dim=1)
+        # Ten tenths can add up to a rounding more than one.
+        out[:, 0] = (1.0 - out.sum(dim=1)).clamp(min=0.0)
         return out
 
 

@@ -48,7 +48,7 @@ class CampaignResult:
         dual_price: [T] λ per week.
         offers_sent: [K] how often each offer was sent.
         refused: offers asked for that the ledger could not cover.
-        peak_commitment: largest spent + reserved at any week's end or after issuing, currency.
+        peak_commitment: largest spent + reserved at any time, currency; it peaks right after issuing.
     """
 
     margin: DoubleArray
@@ -92,8 +92,9 @@ def play(
         cost += outcome.cost
         sent += torch.bincount(outcome.offer, minlength=len(sent))
         refused += int(outcome.refused.sum())
-        ledger = campaign.state.ledger
-        peak = max(peak, float(to_currency(ledger.spent + ledger.reserved)))
+        # After issuing: redemptions not yet paid, nothing yet released.
+        committed = campaign.state.ledger.spent - outcome.discount.sum() + outcome.reserved.sum()
+        peak = max(peak, float(to_currency(committed)))
         weekly.append(float(outcome.cost.sum()))
         path.append(price)
     return CampaignResult(

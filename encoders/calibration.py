@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from encoders.response import ResponseHeads
@@ -85,24 +86,26 @@ def _platt(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> torc
     return parameters.float()
 
 
-def set_basket_deviation(
+def set_basket_correlation(
     heads: ResponseHeads, data: ResponseData, texts: AnchorTexts, embeddings: torch.Tensor
 ) -> None:
-    """Set the deviation of the per-visit random effect z by matching the variance of basket size.
+    """Set the within-visit correlation ρ² by matching the variance of basket size.
 
-    To first order, z with variance s² adds s²·a_c·a_k to the covariance of categories c and k, where
-    a = p(1 - p); hence s² = (observed - independent variance of the basket size) / Σ_{c≠k} a_c·a_k.
+    Under the Gaussian copula of :mod:`encoders.response` two purchases have, to first order in ρ²
+    (tetrachoric series, Pearson 1900), covariance ρ²·φ(t_c)·φ(t_k) with t = Φ⁻¹(p); hence
+    ρ² = (observed - independent variance of basket size) / Σ_{c≠k} φ(t_c)·φ(t_k).
+    Whatever the heads miss of users and weeks is in it too, so it is an upper bound of true basket effects.
+
     Set too the ratio of spend outside the modelled categories to spend inside.
     """
-    visit, purchase, user, week = linear_predictors(heads, data, texts, embeddings)
-    del visit
+    _, purchase, user, week = linear_predictors(heads, data, texts, embeddings)
     visited = data.visited[week, user].numpy()
     p = 1.0 / (1.0 + np.exp(-purchase[visited].astype(np.float64)))
     size = data.bought[week, user].numpy()[visited].sum(axis=1)
-    a = p * (1 - p)
-    excess = ((size - p.sum(axis=1)) ** 2 - a.sum(axis=1)).mean()
-    coupling = (a.sum(axis=1) ** 2 - (a**2).sum(axis=1)).mean()
-    heads.basket_deviation.fill_(float(np.sqrt(max(0.0, excess / coupling))))
+    density = norm.pdf(norm.ppf(np.clip(p, 1e-12, 1 - 1e-12)))
+    excess = ((size - p.sum(axis=1)) ** 2 - (p * (1 - p)).sum(axis=1)).mean()
+    coupling = (density.sum(axis=1) ** 2 - (density**2).sum(axis=1)).mean()
+    heads.basket_correlation.fill_(float(np.clip(excess / coupling, 0.0, 0.95)))
     end = data.panel.split.train_end
     inside = float(data.panel.category_spend[:, :end].sum(dtype=np.float64))
     total = float(data.panel.basket_spend[:, :end].sum(dtype=np.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,9 @@ def response_loss(
     rows: torch.Tensor,
     embedding: torch.Tensor,
     category_match: torch.Tensor | None,
+    n_rows: int,
 ) -> torch.Tensor:
-    """Mean negative log likelihood of a user-week: visit + basket + spend, in nats.
+    """Mean negative log posterior of a user-week: visit + basket + spend, in nats.
 
     Args:
         heads: the model.
@@ -130,6 +132,7 @@ def response_loss(
         rows: [b] text indices.
         embedding: [b, d] their embeddings.
         category_match: [C, d] where categories are being trained.
+        n_rows: user-weeks in the whole data, among which the prior on depth effects is shared.
     """
     device = embedding.device
     position, user, week = texts.rows(rows)
@@ -155,7 +158,8 @@ def response_loss(
         standard = (log_spend - utilities.log_spend) / heads.spend_deviation
         spend_nll = 0.5 * standard**2 + heads.spend_log_deviation
         loss = loss + (spend_nll * bought).sum()
-    return loss / len(user)
+    # The prior counts once for all rows, so each row carries its share of it.
+    return loss / len(user) + heads.depth_penalty() / n_rows
 
 
 def fit_response(
@@ -205,6 +209,7 @@ def fit_response(
     module = nn.ModuleDict({"heads": heads} | ({"encoder": encoder} if encoder is not None else {}))
     pool = torch.arange(len(train.texts)) if text_rows is None else text_rows
     steps_per_epoch = -(-len(pool) // config.batch_size)
+    n_rows = len(train.texts.rows(pool)[0])
     reports: list[FittingReport] = []
     best = copy.deepcopy(module.state_dict())
     stored = load_checkpoint(checkpoint) if checkpoint is not None else None
@@ -228,13 +233,18 @@ def fit_response(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             embedding, match = train.batch(rows)
-            loss = response_loss(heads, data, train.texts, rows, embedding, match)
+            loss = response_loss(heads, data, train.texts, rows, embedding, match, n_rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 10.0)
             optimizer.step()
             total += loss.item()
             on_step(loss.item())
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"the loss became {total} in epoch {epoch + 1}; lower the learning rates "
+                f"({config.learning_rate:g} encoder, {config.head_learning_rate:g} heads)"
+            )
         tune_loss = _evaluate(heads, data, tune) if tune is not None else float("nan")
         improved = tune is None or not reports or tune_loss < min(r.tune_loss for r in reports)
         if improved:
@@ -288,8 +298,10 @@ def _evaluate(heads: ResponseHeads, data: ResponseData, tune: Embedder) -> float
     embeddings = tune.all()
     match = tune.categories() if tune.encoder is not None else None
     total, count = 0.0, 0
+    n_rows = len(tune.texts.rows(torch.arange(len(tune.texts)))[0])
     for rows in torch.arange(len(tune.texts)).split(512):
         size = len(tune.texts.rows(rows)[0])
-        total += float(response_loss(heads, data, tune.texts, rows, embeddings[rows], match)) * size
+        loss = response_loss(heads, data, tune.texts, rows, embeddings[rows], match, n_rows)
+        total += float(loss) * size
         count += size
     return total / count

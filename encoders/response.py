@@ -8,6 +8,10 @@
 φ are category features and g user features of :mod:`encoders.history`; e is the user embedding and p_c
 the embedding of the category's text by the same BERT, so that e·p_c is the match of two texts.
 θ is a softplus, hence never negative: response is monotone in depth by construction.
+
+A per-visit random effect makes the purchases of one basket go together. It enters as a Gaussian copula: a
+category is bought where ρ·z + √(1 - ρ²)·ε_c < Φ⁻¹(p_c), z shared by the visit. So every purchase keeps
+exactly the probability p_c that was fitted; a random effect added to the logit would lower rare ones.
 """
 
 from __future__ import annotations
@@ -29,6 +33,10 @@ from encoders.history import (
 PROMOTION_UNIT = 0.1
 """Promotion enters in tenths: depth and shares vary by a few hundredths within a category, and in whole
 units their coefficients would hardly move at the learning rate that suits the standardised features."""
+
+DEPTH_SPREAD = 0.5
+"""Prior standard deviation of a category's depth effect around the common one, on the log scale: promotion
+elasticities of grocery categories differ by a factor of about two either way."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class ResponseHeads(nn.Module):
         self.user_mean: torch.Tensor
         self.user_std: torch.Tensor
         self.calibration: torch.Tensor
-        self.basket_deviation: torch.Tensor
+        self.basket_correlation: torch.Tensor
         self.other_spend_ratio: torch.Tensor
         self.register_buffer("base_rate", base_rate.clone())
         self.register_buffer("category_match", torch.zeros(n_categories, embedding))
@@ -95,8 +103,8 @@ class ResponseHeads(nn.Module):
         self.register_buffer("user_std", torch.ones(n_user_features))
         # Rows: visit, purchase. Columns: slope, intercept; fitted on the tuning weeks.
         self.register_buffer("calibration", torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-        # Standard deviation of the per-visit random effect z.
-        self.register_buffer("basket_deviation", torch.zeros(()))
+        # Correlation within a visit of what decides purchases, on the probit scale.
+        self.register_buffer("basket_correlation", torch.zeros(()))
         # Spend outside the modelled categories per unit of spend inside.
         self.register_buffer("other_spend_ratio", torch.zeros(()))
 
@@ -112,7 +120,8 @@ class ResponseHeads(nn.Module):
         # Small at the start: the match of untrained texts is noise, and the habits are worth keeping.
         self.match_scale = nn.Parameter(torch.tensor(0.1))
         # softplus(-1.5) / PROMOTION_UNIT = 2.0, near the two-way fixed-effects estimate on these logs (2.19).
-        self.depth_level = nn.Parameter(torch.full((n_categories,), -1.5))
+        self.depth_level = nn.Parameter(torch.tensor(-1.5))
+        self.depth_category = nn.Parameter(torch.zeros(n_categories))
         self.depth_embedding = nn.Parameter(torch.zeros(embedding))
         self.display_effect = nn.Parameter(torch.zeros(()))
         self.mailer_effect = nn.Parameter(torch.zeros(()))
@@ -163,6 +172,19 @@ class ResponseHeads(nn.Module):
         """Return standardised user features g, [n, G]."""
         return (user_features(state) - self.user_mean) / self.user_std
 
+    def depth_effect(self, user_level: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """Return θ before calibration, [..., C], non-negative, for users at a level of their own."""
+        level = self.depth_level + self.depth_category + user_level
+        return nn.functional.softplus(level) / PROMOTION_UNIT
+
+    def depth_penalty(self) -> torch.Tensor:
+        """Negative log prior of the categories' deviations: normal, on the scale of log θ.
+
+        One category's promotions over forty weeks say little about its own θ; without a prior the
+        categories' estimates spread far beyond what is there.
+        """
+        return 0.5 * (self.depth_category / DEPTH_SPREAD).square().sum()
+
     def visit_logit(
         self, state: HistoryState, embedding: torch.Tensor, visit_trend: torch.Tensor
     ) -> torch.Tensor:
@@ -199,8 +221,7 @@ class ResponseHeads(nn.Module):
         purchase = purchase - weights @ self.category_mean
         for k, feature in enumerate(category_features(state, self.base_rate)):
             purchase = torch.addcmul(purchase, feature, weights[:, k])
-        level = self.depth_level + (embedding @ self.depth_embedding)[:, None]
-        slope = nn.functional.softplus(level) / PROMOTION_UNIT
+        slope = self.depth_effect((embedding @ self.depth_embedding)[:, None])
         purchase = (
             purchase
             + slope * calendar.depth
@@ -227,18 +248,3 @@ class ResponseHeads(nn.Module):
             + self.standard_user_features(state) @ self.redemption_features
             + embedding @ self.redemption_embedding
         )
-
-
-def marginal_probability(logit: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Mean over z ~ N(0, deviation²) of σ(logit + z), by the probit approximation (MacKay 1992).
-
-    Args:
-        logit: any shape.
-        deviation: scalar standard deviation.
-    """
-    return torch.sigmoid(logit / torch.sqrt(1.0 + torch.pi / 8.0 * deviation**2))
-
-
-def conditional_logit(logit: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """Return the logit to which z is added so that the mean over z stays σ(logit); undoes the above."""
-    return logit * torch.sqrt(1.0 + torch.pi / 8.0 * deviation**2)

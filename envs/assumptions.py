@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,19 @@ ASSUMED_RANGES: dict[str, AssumedRange] = {
         "fatigue added by a message, of 1 at which a message has no effect left",
         "a planner's guess; wear-out of repeated messages is established, its size varies by programme",
     ),
-    "opt_out_hazard": AssumedRange(
-        0.002,
+    "opt_out_rested": AssumedRange(
+        0.0005,
+        0.001,
+        0.003,
+        "probability that a message to a rested user makes him opt out",
+        "a planner's guess of the order of published e-mail unsubscribe rates (0.1-0.3% per message)",
+    ),
+    "opt_out_fatigued": AssumedRange(
+        0.005,
         0.01,
         0.03,
-        "probability that a message to a fully fatigued user makes him opt out",
-        "a planner's guess of the order of published unsubscribe rates (0.1-0.5% per message when rested)",
+        "the same for a fully fatigued user; in between it is linear in fatigue",
+        "a planner's guess; that frequency drives opt-out is established, its size varies by programme",
     ),
     "opt_in_share": AssumedRange(
         0.6,
@@ -91,8 +99,13 @@ class AssumedResponse:
     coupon_lift: float
     fatigue_memory: float
     fatigue_gain: float
-    opt_out_hazard: float
+    opt_out_rested: float
+    opt_out_fatigued: float
     opt_in_share: float
+
+    def opt_out_probability(self, fatigue: torch.Tensor) -> torch.Tensor:
+        """Return the probability that a message makes users of this fatigue, [n], opt out."""
+        return self.opt_out_rested + (self.opt_out_fatigued - self.opt_out_rested) * fatigue
 
     @classmethod
     def central(cls) -> AssumedResponse:

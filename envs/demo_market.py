@@ -37,7 +37,7 @@ def demo_heads() -> ResponseHeads:
         heads.visit_features[2] = -0.2
         heads.visit_embedding[0] = 0.3
         heads.redemption_bias.fill_(-1.5)
-        heads.basket_deviation.fill_(0.6)
+        heads.basket_correlation.fill_(0.15)
         heads.other_spend_ratio.fill_(0.2)
     return heads
 

@@ -20,7 +20,6 @@ import torch
 
 from encoders.calendar import PromotionCalendar
 from encoders.history import HistoryState
-from encoders.response import conditional_logit
 from envs.ledger import Ledger
 from envs.money import tensor_to_ticks, to_currency
 from envs.offers import OfferTensors
@@ -62,7 +61,7 @@ class Shocks:
     Attributes:
         visit: [n] uniform.
         basket: [n] normal, the per-visit random effect.
-        purchase: [n, C] uniform.
+        purchase: [n, C] normal, what decides each purchase besides.
         spend: [n, C] normal.
         notice: [n] uniform.
         opt_out: [n] uniform.
@@ -126,7 +125,7 @@ def draw_shocks(
     return Shocks(
         visit=uniform(n_users),
         basket=normal(n_users),
-        purchase=uniform(n_users, n_categories),
+        purchase=normal(n_users, n_categories),
         spend=normal(n_users, n_categories),
         notice=uniform(n_users),
         opt_out=uniform(n_users),
@@ -240,15 +239,14 @@ def transition(
     expectation = simulator.expectation(utilities, calendar.depth, notice, message, state.fatigue, coupons)
 
     visited = shocks.visit < expectation.visit
-    deviation = simulator.heads.basket_deviation
     noticed = held & (shocks.notice < notice)
     category = coupons.category.clamp(min=0)[:, None]
     extra = utilities.depth_slope.gather(1, category)[:, 0] * coupons.depth
     extra = extra * (1.0 - calendar.depth[category[:, 0]]) * noticed
-    # The coupon's lift is on the marginal scale, as θ was fitted: add it before the random effect.
-    marginal = utilities.purchase.scatter_add(1, category, extra[:, None])
-    logit = conditional_logit(marginal, deviation) + deviation * shocks.basket[:, None]
-    bought = (shocks.purchase < torch.sigmoid(logit)) & visited[:, None]
+    probability = torch.sigmoid(utilities.purchase.scatter_add(1, category, extra[:, None]))
+    correlation = simulator.heads.basket_correlation
+    decisive = correlation.sqrt() * shocks.basket[:, None] + (1.0 - correlation).sqrt() * shocks.purchase
+    bought = (torch.special.ndtr(decisive) < probability) & visited[:, None]
     spend = torch.exp(utilities.log_spend + simulator.heads.spend_deviation * shocks.spend) * bought
 
     redeemed = noticed & bought.gather(1, category)[:, 0]
@@ -259,7 +257,7 @@ def transition(
     ledger = state.ledger.settle(discount_ticks, coupons.liability * ended)
 
     assumed = simulator.assumed
-    opted_out = message & (shocks.opt_out < assumed.opt_out_hazard * state.fatigue)
+    opted_out = message & (shocks.opt_out < assumed.opt_out_probability(state.fatigue))
     total = (1.0 + simulator.heads.other_spend_ratio) * spend.sum(dim=1)
     after = MarketState(
         history=state.history.advance(visited, bought, total),

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments.manifest import write_text
+from experiments.report.campaign_sections import offers_section, pacing_section
 from experiments.report.model_sections import (
     data_section,
     encoder_section,
@@ -20,15 +21,13 @@ from experiments.report.model_sections import (
     timing_section,
     training_section,
 )
+from experiments.report.ope_section import ope_section
 from experiments.report.page import Plot, Section, Table, Tile, Words
 from experiments.report.policy_sections import (
     headline,
-    offers_section,
-    ope_section,
-    pacing_section,
     policies_section,
-    standing_of,
 )
+from experiments.report.standing import standing_of
 from experiments.report.wording import number_in, percent, plain, readable, rows_in, short, text_in
 
 Results = Mapping[str, Any]
@@ -111,9 +110,10 @@ def _tiles(results: Results) -> list[Tile]:
         interval = (
             f"interval {money.interval(focus.low, focus.high)}" if focus.low is not None else "no interval"
         )
+        interval += f"; {money.amount(focus.net, 3, sign=True)} less spend"
         value = money.amount(focus.margin, 3, sign=True)
         tiles.append(Tile(value, f"{focus.name}: incremental margin per user and campaign", interval))
-        paired = standing.against_rival
+        paired = standing.against_rival(standing.multiple)
         if paired and rival:
             interval = f"interval {money.interval(paired.low, paired.high)}" if paired.low is not None else ""
             value = money.amount(paired.value, 3, sign=True)
@@ -150,8 +150,8 @@ def _limits(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Campaign uplift is not identified in these logs.",
-            "Who was sent a coupon was not left to chance, so no effect of past campaigns is claimed, and none "
-            "went into the model.",
+            "Who was sent a coupon was not left to chance, so no effect of past campaigns is claimed. The "
+            "lift of coupons and messages on visits is assumed instead.",
         ),
         (
             "Part of the response is assumed.",
@@ -161,8 +161,8 @@ def _limits(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Offline evaluation holds at a fixed path of λ.",
-            "A shared budget couples users: what one is sent, another is not. At a given λ each week they are "
-            "apart; whether the budget then holds must be checked with the estimated cost.",
+            "A shared budget couples users: what one is sent, another is not. A given λ each week separates "
+            "them; whether the budget then holds must be checked with the estimated cost.",
         ),
         (
             "The interval of DM is too narrow.",

@@ -16,8 +16,8 @@ from experiments.report.plots import (
     compact,
     dot_panels,
     line_panels,
+    share_tick,
     time_bars,
-    whole,
 )
 from experiments.report.wording import (
     ABSENT,
@@ -98,9 +98,13 @@ def fidelity_section(results: Results) -> Section | None:
             colour, shape = (BLUE, "o") if key == "" else (GREY, "s")
             marks.append(Mark(MODELS[key], value, words=plain(value, 4), colour=colour, marker=shape))
         axis = f"{MEASURES[measure]} ({better})"
-        panels.append(DotPanel(MEASURES[measure], axis, marks, tick=lambda v: f"{v:.4g}"))
+        panels.append(DotPanel(MEASURES[measure], axis, marks, tick=plain))
     finding = fidelity_finding(fidelity)
     note = "The axes do not start at zero. All models see the same rows."
+    visit = part_of(fidelity, "visit")
+    if visit:
+        scores = (f"{MEASURES[key]} {plain(number_in(visit, key), 4)}" for key in ("auc", "log_loss"))
+        note += f" Whether a user visits at all: {', '.join(scores)}."
     first = Plot(finding, dot_panels("fidelity", finding, panels), note)
     rows = [
         [MODELS[key], *(plain(number_in(row, measure), 4) for measure in MEASURES)]
@@ -109,18 +113,11 @@ def fidelity_section(results: Results) -> Section | None:
     columns = [Column("model", words=True), *(Column(title) for title in MEASURES.values())]
     caption = f"Predicting who buys which category, weeks {split}, {plain(number_in(fidelity, 'rows'))} rows"
     table = Table("fidelity", caption, columns, rows, strong=frozenset({0}))
-    visit = part_of(fidelity, "visit")
-    words = Words(
-        f"Who visits at all: AUC {plain(number_in(visit, 'auc'), 4)}, log loss "
-        f"{plain(number_in(visit, 'log_loss'), 4)}."
-        if visit
-        else "The visit model was not measured."
-    )
-    blocks: list[Block] = [[first, table], [words]]
+    blocks: list[Block] = [[first, table]]
     blocks += _calibration_blocks(fidelity)
     lead = (
-        f"Weeks {split} were not used to train or tune. Purchases are rare, so every score looks good by default: "
-        "read each only against the baselines."
+        f"Weeks {split} were not used to train or tune. Purchases are rare, so every score looks good "
+        "by default: read each only against the baselines."
     )
     return Section("fidelity", "How well the model predicts", lead, blocks)
 
@@ -193,8 +190,8 @@ def response_section(results: Results) -> Section | None:
         caption = "Assumed: these logs cannot tell, so simulators draw a value from the range"
         blocks.append([Table("assumed", caption, columns, rows)])
     lead = (
-        f"{several(len(fitted), 'parameter')} fitted from the logs, {plain(len(assumed))} assumed. A policy's margin "
-        "is only as good as the assumed ranges."
+        f"{several(len(fitted), 'parameter')} fitted from the logs, {plain(len(assumed))} assumed. A "
+        "policy's margin is only as good as the assumed ranges."
     )
     return Section("response", "What is fitted and what is assumed", lead, blocks)
 
@@ -219,7 +216,7 @@ def training_section(results: Results) -> Section | None:
     series = {
         "incremental_margin": ("Incremental margin", f"per user and campaign ({money.unit})", BLUE),
         "cost": ("Cost", f"per user and campaign ({money.unit})", ORANGE),
-        "reward": ("Training reward", "margin − λ · cost, scaled", BLUE),
+        "reward": ("Training reward", "margin − λ cost, scaled", BLUE),
         "entropy": ("Entropy of the policy", "nats", GREY),
     }
     panels = [
@@ -233,8 +230,8 @@ def training_section(results: Results) -> Section | None:
         for key, (title, axis, colour) in series.items()
     ]
     finding = _training_finding(rollouts, money)
-    note = "λ is drawn anew for each user in training, so these are averages over many budgets, not one."
-    columns = [Column(""), Column("first rollout"), Column("middle"), Column("last")]
+    note = "λ varies in training, so these are averages over many budgets, not one."
+    columns = [Column("", words=True), Column("first rollout"), Column("middle"), Column("last")]
     chosen = [rollouts[0], rollouts[len(rollouts) // 2], rollouts[-1]]
     rows = [["user-weeks", *(plain(number_in(row, "steps")) for row in chosen)]]
     rows += [
@@ -300,15 +297,15 @@ def _pretraining_block(rows: Sequence[Row]) -> Block:
 
     panels = [
         LinePanel(
-            "Masked words", "epoch", "loss, nats", [line("", "masked_loss", BLUE, "o")], whole, short, True
+            "Masked words", "epoch", "loss, nats", [line("", "masked_loss", BLUE, "o")], plain, plain, True
         ),
         LinePanel(
-            "Next basket: true or swapped?",
+            "Next basket recognised",
             "epoch",
             "accuracy",
             [line("", "next_basket_accuracy", BLUE, "o")],
-            whole,
-            lambda v: f"{100 * v:g}%",
+            plain,
+            share_tick,
             True,
         ),
     ]
@@ -342,9 +339,10 @@ def _fine_tuning_block(rows: Sequence[Row]) -> Block:
     best = min(known)[1] if known else None
     finding = "Fine-tuning, epoch by epoch"
     if best is not None:
-        finding = f"Fine-tuning is best after epoch {plain(number_in(rows[best], 'epoch'))}: tuning loss {short(tune[best])}"
-        finding += "; later epochs overfit" if best < len(rows) - 1 else ", at the last epoch"
-    panel = LinePanel("", "epoch", "multi-task loss", lines, whole, short, True)
+        epoch = plain(number_in(rows[best], "epoch"))
+        finding = f"Fine-tuning is best after epoch {epoch}: tuning loss {short(tune[best])}"
+        finding += "; later epochs are worse" if best < len(rows) - 1 else ", at the last epoch"
+    panel = LinePanel("", "epoch", "multi-task loss", lines, plain, plain, True)
     columns = [Column(t) for t in ("epoch", "loss, training weeks", "loss, tuning weeks")]
     cells = [
         [
@@ -387,7 +385,8 @@ def data_section(results: Results) -> Section | None:
             ["weeks to report on", f"{plain(tune + 1)}–{plain(report)}"],
         ]
     lead = "Weeks after those reported on are locked: nothing was trained, tuned or measured on them."
-    table = Table("data", "The logs", [Column("", words=True), Column("")], rows)
+    columns = [Column("measure", words=True), Column("value", words=True)]
+    table = Table("data", "The logs", columns, rows)
     notes = data.get("notes")
     items = [note for note in notes if isinstance(note, str)] if isinstance(notes, Sequence) else []
     block: list[Table | Plot | Words] = [table]
@@ -415,11 +414,12 @@ def export_section(results: Results) -> Section | None:
         ["largest difference in probability", short(gap)],
         ["size", f"{plain(size)} bytes" if size is not None else ABSENT],
     ]
+    columns = [Column("measure", words=True), Column("value", words=True)]
     return Section(
         "export",
         "The exported policy",
         lead,
-        [[Table("export", "The bundle", [Column("", words=True), Column("")], rows)]],
+        [[Table("export", "The bundle", columns, rows)]],
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, MaxNLocator, NullLocator
 
 from experiments.report.canvas import (
     AREA_COLOURS,
@@ -20,16 +23,16 @@ from experiments.report.canvas import (
     GREY,
     HALF,
     INK,
-    MARKERS,
     PALE,
     drawing,
     new_figure,
     to_svg,
     trimmed,
 )
-from experiments.report.wording import duration, percent, plain, short
+from experiments.report.wording import duration, percent, plain
 
-Tick = Callable[[float], str]
+Tick = Callable[[float, int], str]
+"""Writes a value at an axis, given the decimals that tell the ticks apart."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class DotPanel:
     reference: float | None = None
     reference_label: str = ""
     limits: tuple[float, float] | None = None
-    tick: Tick = short
+    tick: Tick = plain
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ class LinePanel:
     x_axis: str
     y_axis: str
     lines: Sequence[Line]
-    x_tick: Tick = short
-    y_tick: Tick = short
+    x_tick: Tick = plain
+    y_tick: Tick = plain
     whole_x: bool = False
     from_zero: bool = False
 
@@ -154,7 +157,12 @@ def _draw_dots(axes: Axes, panel: DotPanel, *, repeats: bool) -> None:
         if panel.reference_label:
             # Beneath the title and above the first row, so that it covers no mark.
             axes.annotate(
-                panel.reference_label, (panel.reference, -0.72), va="center", ha="center", fontsize=8
+                panel.reference_label,
+                (panel.reference, -0.8),
+                va="center",
+                ha="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             )
     axes.set_ylim(len(panel.marks) - 0.5, -1.1 if panel.reference_label else -0.6)
     if panel.limits:
@@ -162,12 +170,12 @@ def _draw_dots(axes: Axes, panel: DotPanel, *, repeats: bool) -> None:
     else:
         axes.margins(x=0.08)
     axes.set_yticks(range(len(panel.marks)), ["" if repeats else trimmed(mark.label) for mark in panel.marks])
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=9)
     axes.grid(axis="y", linestyle=":")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(_formatter(panel.tick))
-    axes.set_xlabel(panel.axis)
+    axes.xaxis.set_major_formatter(_Ticks(panel.tick))
+    axes.set_xlabel(_folded(panel.axis, axes, across=True))
     axes.set_title(panel.title)
 
 
@@ -208,23 +216,36 @@ def _draw_lines(axes: Axes, panel: LinePanel) -> None:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.whole_x))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(_formatter(panel.x_tick))
-    axes.yaxis.set_major_formatter(_formatter(panel.y_tick))
-    axes.set_xlabel(panel.x_axis)
-    axes.set_ylabel(panel.y_axis)
+    axes.xaxis.set_major_formatter(_Ticks(panel.x_tick))
+    axes.yaxis.set_major_formatter(_Ticks(panel.y_tick))
+    axes.set_xlabel(_folded(panel.x_axis, axes, across=True))
+    axes.set_ylabel(_folded(panel.y_axis, axes, across=False))
     axes.set_title(panel.title)
 
 
+def _folded(text: str, axes: Axes, *, across: bool) -> str:
+    """Break an axis label that would run into the next panel's."""
+    spec = axes.get_subplotspec()
+    assert spec is not None
+    rows, columns = spec.get_gridspec().get_geometry()
+    width, height = axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    return textwrap.fill(text, max(16, int(12 * (width / columns if across else height / rows))))
+
+
 def _legend(figure: Figure) -> None:
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
     if len(handles) > 1:
         longest = max(len(text) for text in handles)
         across = max(1, int(figure.get_figwidth() * 11 / (longest + 6)))
+        figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(handles) / across))
         figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(across, len(handles))
+            handles=list(handles.values()),
+            labels=list(handles),
+            loc="outside lower center",
+            ncols=min(across, len(handles)),
         )
 
 
@@ -268,7 +289,7 @@ def share_bars(
         axes.set_yticks(range(len(shares)), [trimmed(policy) for policy in shares])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False)
-        axes.xaxis.set_major_formatter(_formatter(lambda value: percent(value, 0)))
+        axes.xaxis.set_major_formatter(_Ticks(share_tick))
         axes.set_xlabel("share of user-weeks")
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
         return to_svg(figure, name, label)
@@ -306,7 +327,7 @@ def calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]
             widths = np.full(len(predicted), 0.7 * max(gap, ends[1] / 200))
             left = predicted - widths / 2
         for axis in (upper.xaxis, upper.yaxis):
-            axis.set_major_formatter(_formatter(lambda rate: f"{100 * rate:g}%"))
+            axis.set_major_formatter(_Ticks(lambda rate, _: f"{100 * rate:g}%"))
         upper.plot(
             ends, ends, color=GREY, linestyle=(0, (4, 2)), linewidth=1, label="perfect: observed = predicted"
         )
@@ -319,7 +340,7 @@ def calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]
         upper.legend(loc="upper left")
         lower.bar(left, rows, width=widths, align="edge", color=BLUE, alpha=0.55)
         lower.yaxis.set_major_locator(MaxNLocator(3))
-        lower.yaxis.set_major_formatter(_formatter(compact))
+        lower.yaxis.set_major_formatter(_Ticks(compact))
         lower.set_ylabel("rows in bin")
         lower.set_xlabel("predicted purchase rate" + (" (both axes logarithmic)" if logarithmic else ""))
         return to_svg(figure, name, label)
@@ -344,26 +365,32 @@ def time_bars(name: str, label: str, seconds: Mapping[str, float]) -> Markup:
         return to_svg(figure, name, label)
 
 
-def compact(value: float) -> str:
-    """Return a large number in thousands or millions."""
+def share_tick(value: float, digits: int) -> str:
+    """Write a fraction as a percentage at an axis."""
+    return percent(value, max(0, digits - 2))
+
+
+def compact(value: float, digits: int = 0) -> str:
+    """Write a large number in thousands or millions."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
 
 
-def whole(value: float) -> str:
-    """Return a whole number."""
-    return plain(value)
+class _Ticks(Formatter):
+    """Writes all ticks of an axis with equally many decimals."""
 
+    def __init__(self, tick: Tick) -> None:
+        self.tick, self.digits = tick, 0
 
-def marker(place: int) -> str:
-    """Return the marker shape of the curve at a place."""
-    return MARKERS[place % len(MARKERS)]
+    def set_locs(self, locs: Any) -> None:
+        super().set_locs(locs)
+        decimals = [f"{float(value):.8f}".rstrip("0").partition(".")[2] for value in locs]
+        self.digits = max((len(text) for text in decimals), default=0)
 
-
-def _formatter(tick: Tick) -> FuncFormatter:
-    return FuncFormatter(lambda value, _: tick(float(value)))
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        return self.tick(float(value), self.digits)
 
 
 def _gaps(values: Sequence[float | None]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

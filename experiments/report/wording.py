@@ -44,8 +44,8 @@ def plain(value: float | None, digits: int = 0, *, sign: bool = False) -> str:
     if value is None:
         return ABSENT
     text = f"{abs(value):,.{digits}f}"
-    negative = value < 0 and any(c in "123456789" for c in text)
-    return f"{'−' if negative else '+' if sign else ''}{text}"
+    shown = any(c in "123456789" for c in text)
+    return f"{'−' if shown and value < 0 else '+' if shown and sign else ''}{text}"
 
 
 def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
@@ -54,15 +54,17 @@ def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
 
 
 def short(value: float | None) -> str:
-    """Return a number with four significant digits, whatever its size; whole numbers in full."""
+    """Return a number with four significant digits at most, whatever its size; whole numbers in full."""
     if value is None:
         return ABSENT
     if value == round(value) and abs(value) < 1e15:
         return plain(value)
-    if abs(value) < 1e-3 or abs(value) >= 1e15:
+    if abs(value) < 1e-5 or abs(value) >= 1e15:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    return plain(value, max(0, 3 - math.floor(math.log10(abs(value)))))
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    text = plain(value, digits)
+    return text.rstrip("0").rstrip(".") if digits else text
 
 
 def duration(seconds: float | None) -> str:
@@ -108,7 +110,7 @@ class Currency:
     @property
     def unit(self) -> str:
         """The unit, for an axis."""
-        return self.symbol or "the log's currency"
+        return self.symbol or "log's currency"
 
     def amount(self, value: float | None, digits: int = 2, *, sign: bool = False) -> str:
         """Return an amount; the sign goes before the symbol."""

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from encoders.bert import TextEncoder, load_pretraining_model, special_token_id, tokenize
-from encoders.calibration import calibrate, fit_redemption, set_basket_deviation
+from encoders.calibration import calibrate, fit_redemption, set_basket_correlation
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
 from encoders.finetuning import Embedder, FittingConfig, fit_response
@@ -45,7 +45,7 @@ from experiments.pipeline import Stage, StageContext
 
 HEAD_EPOCHS = 10
 HEAD_BATCH = 256
-HEAD_LEARNING_RATE = 1e-2
+HEAD_LEARNING_RATE = 2e-2
 """Fits of the heads alone: a few seconds each, run to convergence."""
 
 
@@ -234,7 +234,7 @@ def _refine(
     periods: _Periods,
     tables: dict[str, torch.Tensor],
 ) -> None:
-    config = FittingConfig(HEAD_EPOCHS, HEAD_BATCH, 0.0, HEAD_LEARNING_RATE / 2, 0.0, 3)
+    config = FittingConfig(HEAD_EPOCHS, HEAD_BATCH, 0.0, HEAD_LEARNING_RATE / 4, 0.0, 3)
     with ctx.progress("refining the heads", _steps(len(periods.train), config)) as bar:
         fit_response(
             heads,
@@ -279,7 +279,7 @@ def _finish(
         chosen = np.isin(redemptions["user"], users)
         redemptions = {name: values[chosen] for name, values in redemptions.items()}
     calibrate(heads, data, tune, tune_table)
-    set_basket_deviation(heads, data, tune, tune_table)
+    set_basket_correlation(heads, data, tune, tune_table)
     starts = np.array([anchor - 1 for anchor in anchors])
     latest = np.maximum(np.searchsorted(starts, redemptions["week"], side="right") - 1, 0)
     fit_redemption(
@@ -396,7 +396,7 @@ def _fitted_parameters(heads: ResponseHeads, data: ResponseData) -> list[dict[st
     end = data.panel.split.train_end
     source = f"fitted on weeks 1-{end}, calibrated on weeks {end + 1}-{data.panel.split.tune_end}"
     slope = float(heads.calibration[1, 0])
-    depth = slope * torch.nn.functional.softplus(heads.depth_level) / PROMOTION_UNIT
+    depth = slope * heads.depth_effect()
     values = [
         (
             "depth effect, mean over categories",
@@ -417,8 +417,8 @@ def _fitted_parameters(heads: ResponseHeads, data: ResponseData) -> list[dict[st
         ),
         (
             "basket effect",
-            float(heads.basket_deviation),
-            "standard deviation of the per-visit effect, logits",
+            float(heads.basket_correlation),
+            "correlation within a visit of what decides purchases, probit scale",
         ),
         (
             "other spend",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.pipeline import Stage
-from experiments.stages import evaluate, export, finetune, prepare, pretrain, train
+from experiments.stages import evaluate, export, finetune, prepare, pretrain, report, train
 
 STAGES: tuple[Stage, ...] = (
     prepare.STAGE,
@@ -12,4 +12,5 @@ STAGES: tuple[Stage, ...] = (
     train.STAGE,
     evaluate.STAGE,
     export.STAGE,
+    report.STAGE,
 )

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from scipy.stats import norm
 
 from encoders.calibration import (
     REDEMPTION_RIDGE,
     calibrate,
     fit_redemption,
     linear_predictors,
-    set_basket_deviation,
+    set_basket_correlation,
 )
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
@@ -38,15 +39,15 @@ def true_heads() -> ResponseHeads:
     return heads
 
 
-def simulated(make_panel: MakePanel, n: int, deviation: float, seed: int) -> ResponseData:
-    """Visits and baskets drawn from the model with a per-visit random effect."""
+def simulated(make_panel: MakePanel, n: int, correlation: float, seed: int) -> ResponseData:
+    """Visits and baskets drawn from the model; a Gaussian copula ties the purchases of a visit together."""
     panel = make_panel(n_users=n, n_categories=C)
     rng = np.random.default_rng(seed)
     visited = rng.random(panel.visited.shape) < 1 / (1 + np.exp(-0.6))
-    marginal = truth(torch.from_numpy(panel.promotion_depth)).numpy()
-    logit = marginal * np.sqrt(1 + np.pi / 8 * deviation**2)
-    logit = logit + deviation * rng.standard_normal((*visited.shape, 1))
-    bought = (rng.random(logit.shape) < 1 / (1 + np.exp(-logit))) & visited[:, :, None]
+    probability = 1 / (1 + np.exp(-truth(torch.from_numpy(panel.promotion_depth)).numpy()))
+    shared = np.sqrt(correlation) * rng.standard_normal((*visited.shape, 1))
+    own = np.sqrt(1 - correlation) * rng.standard_normal((*visited.shape, C))
+    bought = (norm.cdf(shared + own) < probability) & visited[:, :, None]
     spend = (2.0 * bought).astype(np.float32)
     return ResponseData.of_panel(
         replace(
@@ -111,13 +112,21 @@ def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
     torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("deviation", [0.0, 0.5, 0.9])
-def test_the_basket_deviation_is_recovered(make_panel: MakePanel, deviation: float) -> None:
-    data = simulated(make_panel, 1200, deviation, 3)
+@pytest.mark.parametrize("correlation", [0.05, 0.15, 0.35])
+def test_the_basket_correlation_is_recovered(make_panel: MakePanel, correlation: float) -> None:
+    data = simulated(make_panel, 1200, correlation, 3)
     texts, heads = all_weeks(data), true_heads()
-    set_basket_deviation(heads, data, texts, nothing(texts))
-    assert float(heads.basket_deviation) == pytest.approx(deviation, rel=0.15, abs=0.1)
+    set_basket_correlation(heads, data, texts, nothing(texts))
+    # Monte Carlo error is about 3%; the rest is the second term of the tetrachoric series.
+    assert float(heads.basket_correlation) == pytest.approx(correlation, rel=0.15)
     assert float(heads.other_spend_ratio) == pytest.approx(0.3, abs=1e-5)
+
+
+def test_independent_purchases_have_no_basket_correlation(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 1200, 0.0, 3)
+    texts, heads = all_weeks(data), true_heads()
+    set_basket_correlation(heads, data, texts, nothing(texts))
+    assert 0.0 <= float(heads.basket_correlation) < 0.01
 
 
 def test_redemption_is_the_ridge_optimum(make_panel: MakePanel) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,13 +7,7 @@ from hypothesis import strategies as st
 
 from encoders.calendar import PromotionCalendar
 from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features, user_features
-from encoders.response import (
-    PROMOTION_UNIT,
-    FeatureScale,
-    ResponseHeads,
-    conditional_logit,
-    marginal_probability,
-)
+from encoders.response import DEPTH_SPREAD, PROMOTION_UNIT, FeatureScale, ResponseHeads
 
 N, C, D = 6, 3, 4
 
@@ -83,7 +76,7 @@ def test_the_formula_term_by_term() -> None:
         assert float(utilities.visit[i]) == pytest.approx(float(0.8 * visit - 0.1), abs=1e-4)
         for c in range(C):
             standard = (phi[i, c] - heads.category_mean) / heads.category_std
-            level = heads.depth_level[c] + embedding[i] @ heads.depth_embedding
+            level = heads.depth_level + heads.depth_category[c] + embedding[i] @ heads.depth_embedding
             theta = torch.log1p(torch.exp(level)) / PROMOTION_UNIT
             purchase = (
                 heads.purchase_bias[c]
@@ -138,19 +131,25 @@ def test_the_start_is_close_to_each_users_own_rate() -> None:
     )
 
 
-@pytest.mark.parametrize("deviation", [0.0, 0.4, 0.8, 1.2])
-@pytest.mark.parametrize("logit", [-4.0, -2.0, 0.0, 1.5])
-def test_marginal_probability_against_quadrature(logit: float, deviation: float) -> None:
-    node, weight = np.polynomial.hermite_e.hermegauss(61)
-    exact = (weight / (1 + np.exp(-logit - deviation * node))).sum() / weight.sum()
-    approximate = float(marginal_probability(torch.tensor(logit), torch.tensor(deviation)))
-    assert approximate == pytest.approx(exact, abs=1e-2)
+def test_the_depth_effect_is_what_a_unit_of_depth_adds_before_calibration() -> None:
+    heads = random_heads(3)
+    level = heads.depth_level + heads.depth_category
+    torch.testing.assert_close(heads.depth_effect(), torch.log1p(level.exp()) / PROMOTION_UNIT)
+    users = torch.tensor([[-1.0], [0.5]])
+    torch.testing.assert_close(heads.depth_effect(users)[1], torch.log1p((level + 0.5).exp()) / PROMOTION_UNIT)
+    assert heads.depth_effect(users).shape == (2, C)
+    # Untrained, all categories share the start of about 2.
+    assert ResponseHeads(torch.full((C,), 0.1), 0).depth_effect().tolist() == pytest.approx([2.014] * C, abs=1e-3)
 
 
-@given(st.floats(-8, 8), st.floats(0, 3))
-def test_conditional_logit_undoes_the_marginal(logit: float, deviation: float) -> None:
-    u, s = torch.tensor(logit, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
-    torch.testing.assert_close(marginal_probability(conditional_logit(u, s), s), torch.sigmoid(u))
+def test_the_depth_penalty_is_a_normal_prior_on_deviations_alone() -> None:
+    heads = random_heads(3)
+    prior = torch.distributions.Normal(0.0, DEPTH_SPREAD)
+    zero = prior.log_prob(torch.zeros(()))
+    expected = (zero - prior.log_prob(heads.depth_category)).sum()
+    torch.testing.assert_close(heads.depth_penalty(), expected)
+    heads.depth_level.fill_(9.0)
+    torch.testing.assert_close(heads.depth_penalty(), expected)
 
 
 def test_text_can_be_left_out() -> None:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from envs.assumptions import ASSUMED_RANGES, AssumedRange, AssumedResponse
 
@@ -30,3 +31,12 @@ def test_draws_fill_their_ranges_and_follow_their_seed() -> None:
 def test_a_range_out_of_order_is_refused(values: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="out of order"):
         AssumedRange(*values, meaning="m", source="s")
+
+
+def test_opting_out_is_linear_in_fatigue() -> None:
+    assumed = AssumedResponse.central()
+    probability = assumed.opt_out_probability(torch.tensor([0.0, 0.5, 1.0]))
+    middle = 0.5 * (assumed.opt_out_rested + assumed.opt_out_fatigued)
+    assert probability.tolist() == pytest.approx([assumed.opt_out_rested, middle, assumed.opt_out_fatigued])
+    # Whatever is drawn, a tired user is at least as likely to leave.
+    assert ASSUMED_RANGES["opt_out_rested"].high <= ASSUMED_RANGES["opt_out_fatigued"].low

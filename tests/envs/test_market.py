@@ -32,7 +32,12 @@ def eventful_world() -> Simulator:
     heads = copy.deepcopy(predictor.heads)
     heads.redemption_bias.fill_(2.0)
     assumed = replace(
-        predictor.assumed, opt_out_hazard=0.5, fatigue_gain=0.45, fatigue_memory=0.85, opt_in_share=0.9
+        predictor.assumed,
+        opt_out_rested=0.0,
+        opt_out_fatigued=0.5,
+        fatigue_gain=0.45,
+        fatigue_memory=0.85,
+        opt_in_share=0.9,
     )
     return replace(predictor, heads=heads, assumed=assumed)
 
@@ -226,15 +231,16 @@ def test_permuted_users_with_permuted_luck_have_permuted_outcomes(budget: float)
 
 
 def test_fatigue_and_opt_out_by_hand() -> None:
-    assumed = replace(eventful_world().assumed, opt_in_share=1.0, opt_out_hazard=0.5)
+    assumed = replace(eventful_world().assumed, opt_in_share=1.0, opt_out_rested=0.01, opt_out_fatigued=0.46)
     world = replace(eventful_world(), assumed=replace(assumed, fatigue_gain=0.4, fatigue_memory=0.5))
     running = campaign(1e6, 1, world)
     push = torch.ones(N, dtype=torch.int64)
     quiet = draw_shocks(N, market().population.n_categories, torch.Generator().manual_seed(0))
-    running.step(push, quiet)  # a rested user never opts out: hazard times fatigue 0
+    quiet = replace(quiet, opt_out=torch.full((N,), 0.01))
+    running.step(push, quiet)  # rested users opt out below 0.01 only
     assert running.state.opted_in.all()
     torch.testing.assert_close(running.state.fatigue, torch.full((N,), 0.2))
-    # Hazard 0.5 times fatigue 0.2: those below 0.1 leave.
+    # At fatigue 0.2 a fifth of the way from 0.01 to 0.46: those below 0.1 leave.
     uniform = torch.linspace(0, 0.99, N)
     running.step(push, replace(quiet, opt_out=uniform))
     assert torch.equal(running.state.opted_in, uniform >= 0.1)
@@ -248,7 +254,7 @@ def test_a_coupon_lives_for_its_weeks_and_then_releases_its_reserve() -> None:
     # Nobody notices: every coupon expires.
     world = copy.deepcopy(eventful_world())
     world.heads.redemption_bias.fill_(-50.0)
-    world = replace(world, assumed=replace(world.assumed, opt_in_share=1.0, opt_out_hazard=0.0))
+    world = replace(world, assumed=replace(world.assumed, opt_in_share=1.0, opt_out_fatigued=0.0))
     running = campaign(1e6, 2, world)
     coupon = torch.full((N,), 2)  # 20%, at most 0.60, two weeks
     reserved, held = [], []

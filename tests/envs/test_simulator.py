@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm
 
 from envs.assumptions import AssumedResponse
 from envs.campaign import Campaign
@@ -75,12 +76,12 @@ def test_message_and_coupon_lift_a_visit() -> None:
     assert (both - lift).tolist() == pytest.approx([assumed.coupon_lift] * 3, abs=1e-6)
 
 
-@pytest.mark.parametrize(("offer", "deviation"), [(0, 0.6), (1, 0.6), (3, 0.0), (3, 0.6), (6, 0.9)])
-def test_the_expectation_is_the_mean_of_many_weeks(offer: int, deviation: float) -> None:
+@pytest.mark.parametrize(("offer", "correlation"), [(0, 0.15), (1, 0.15), (3, 0.0), (3, 0.15), (6, 0.6)])
+def test_the_expectation_is_the_mean_of_many_weeks(offer: int, correlation: float) -> None:
     n, repeats = 3000, 30
     market = demo_market(n_users=n)
     heads = copy.deepcopy(market.predictor.heads)
-    heads.basket_deviation.fill_(deviation)
+    heads.basket_correlation.fill_(correlation)
     heads.redemption_bias.fill_(0.0)
     world = replace(market.predictor, heads=heads)
     generator = torch.Generator().manual_seed(offer)
@@ -104,20 +105,18 @@ def test_the_expectation_is_the_mean_of_many_weeks(offer: int, deviation: float)
     error = 4.5 * totals.std(axis=0, ddof=1) / np.sqrt(repeats)
     mean = totals.mean(axis=0)
     for k, value in enumerate((expected.visit, expected.margin, expected.discount)):
-        target = float(value.mean())
-        # The random effect of a visit is averaged by the probit approximation, good to about a hundredth.
-        approximation = 0.0 if k == 0 else 0.02 * target * (deviation > 0)
-        assert abs(mean[k] - target) <= error[k] + approximation + 1e-4
+        # The copula leaves every purchase its own probability: exact but for chance.
+        assert abs(mean[k] - float(value.mean())) <= error[k] + 1e-4
     assert (mean[2] > 0.01) == (offer > 1)
 
 
-@pytest.mark.parametrize("deviation", [0.0, 1.2])
-def test_a_noticed_coupon_lifts_a_purchase_by_theta_on_the_marginal_scale(deviation: float) -> None:
-    # θ was fitted on marginal logits, so the lift must not shrink where visits share a random effect.
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
+def test_purchases_keep_their_probability_and_go_together_as_the_copula_says(correlation: float) -> None:
+    # θ was fitted on marginal logits, so a coupon's lift must not shrink where visits share a random effect.
     n = 60_000
     market = demo_market(n_users=1)
     heads = copy.deepcopy(market.predictor.heads)
-    heads.basket_deviation.fill_(deviation)
+    heads.basket_correlation.fill_(correlation)
     world = replace(market.predictor, heads=heads)
     generator = torch.Generator().manual_seed(0)
     users = torch.zeros(n, dtype=torch.int64)
@@ -131,6 +130,17 @@ def test_a_noticed_coupon_lifts_a_purchase_by_theta_on_the_marginal_scale(deviat
     category = int(state.coupons.category[0])
     shelf = float(campaign.calendar.depth[category])
     extra = float(utilities.depth_slope[0, category]) * 0.4 * (1 - shelf)
-    expected = float(torch.sigmoid(utilities.purchase[0, category] + extra))
     assert extra > 0.5
-    assert float(outcome.bought[:, category].double().mean()) == pytest.approx(expected, abs=0.015)
+    logit = utilities.purchase[0].double()
+    logit[category] += extra
+    p = torch.sigmoid(logit).numpy()
+    bought = outcome.bought.double().numpy()
+    assert (np.abs(bought.mean(axis=0) - p) <= 4.5 * np.sqrt(p * (1 - p) / n)).all()
+    # Two categories together against the bivariate normal distribution.
+    for c, k in ((0, 1), (0, category), (5, 11)):
+        if c == k:
+            continue
+        point = norm.ppf(p[[c, k]])
+        both = float(multivariate_normal([0, 0], [[1, correlation], [correlation, 1]]).cdf(point))
+        observed = float((bought[:, c] * bought[:, k]).mean())
+        assert observed == pytest.approx(both, abs=4.5 * np.sqrt(both * (1 - both) / n))

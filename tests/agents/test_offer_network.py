@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from agents.offer_network import LearnedPolicy, OfferNetwork, OfferNetworkShape, masked_softmax
+from agents.ppo import OfferActorCritic
+from envs.campaign import Campaign
+from envs.demo_market import demo_market
+from envs.observation import LOG_DUAL_PRICE, OFFER_FEATURES
+
+N, K, HIDDEN = 30, 8, 16
+SHAPE = OfferNetworkShape(4, K, HIDDEN)
+
+
+def observations(seed: int = 0, price: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    market = demo_market(n_users=N)
+    running = Campaign(
+        market,
+        market.predictor,
+        start=0,
+        users=torch.arange(N),
+        budget=1e6,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    running.step(torch.where(running.mask[:, 3], 3, 0))
+    return running.observation(torch.linspace(price / 3, price * 3, N)), running.mask
+
+
+def network(trained: bool) -> OfferNetwork:
+    torch.manual_seed(1)
+    out = OfferNetwork(SHAPE)
+    out.set_scale(observations()[0], demo_market(n_users=2).offers)
+    if trained:
+        with torch.no_grad():
+            for parameter in out.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    return out.eval()
+
+
+@torch.no_grad()
+def test_before_training_it_ranks_by_net_uplift() -> None:
+    fresh, (rows, _) = network(trained=False), observations()
+    logits, net = fresh.forward_actor(rows), fresh.layout.net_uplift(rows)
+    assert float((net / fresh.money_scale).abs().max()) < 20  # within the bounds, so nothing is tied
+    for row in range(N):
+        assert spearmanr(logits[row], net[row]).statistic == pytest.approx(1.0)
+    torch.testing.assert_close(logits, 2.0 * net / fresh.money_scale)
+
+
+def test_scaling_by_hand() -> None:
+    fresh, (rows, _) = network(trained=False), observations()
+    offers = demo_market(n_users=2).offers
+    context = rows[:, : fresh.layout.n_context]
+    torch.testing.assert_close(fresh.context_mean, context.mean(dim=0))
+    uplift = fresh.layout.offer_block(rows, "uplift")[:, 1:]
+    torch.testing.assert_close(fresh.money_scale, uplift.abs().mean())
+    assert fresh.static[3].tolist() == pytest.approx([1.0, 1.0, 0.4, 0.5])
+    assert fresh.static[0].tolist() == [0.0] * 4
+    normal = fresh.context(rows)
+    varied = context.std(dim=0) > 1e-3
+    assert normal[:, varied].mean(dim=0).abs().max() < 1e-3
+    assert normal.abs().max() <= 10
+    with pytest.raises(ValueError, match="8 offers, but the network scores 3"):
+        OfferNetwork(OfferNetworkShape(4, 3, HIDDEN)).set_scale(rows, offers)
+    # Everything needed to serve is in the state: nothing is left outside at export.
+    copy = OfferNetwork(SHAPE)
+    copy.load_state_dict(fresh.state_dict())
+    assert torch.equal(copy.forward_actor(rows), fresh.forward_actor(rows))
+
+
+def permuted_offers(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    layout = SHAPE.layout
+    blocks = [layout.offer_block(rows, feature)[:, order] for feature in OFFER_FEATURES]
+    return torch.cat([rows[:, : layout.n_context], *blocks], dim=1)
+
+
+@torch.no_grad()
+@given(st.permutations(range(K)))
+def test_permuted_offers_have_permuted_scores(permutation: list[int]) -> None:
+    order = torch.tensor(permutation)
+    one, two = network(trained=True), network(trained=True)
+    two.static.copy_(one.static[order])
+    rows, mask = observations()
+    scores = one.forward_actor(rows)
+    torch.testing.assert_close(
+        two.forward_actor(permuted_offers(rows, order)), scores[:, order], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        masked_softmax(scores, mask)[:, order], masked_softmax(scores[:, order], mask[:, order])
+    )
+
+
+@torch.no_grad()
+def test_every_input_moves_the_trained_scores() -> None:
+    trained, (rows, _) = network(trained=True), observations()
+    names = trained.layout.names()
+    base = trained.forward_actor(rows)
+    for place, name in enumerate(names):
+        moved = rows.clone()
+        moved[:, place] += 0.05 if not name.startswith("allowed") else 1.0
+        changed = not torch.allclose(trained.forward_actor(moved), base, rtol=0, atol=1e-6)
+        # The mask is applied after scoring; all else is used.
+        assert changed != name.startswith("allowed"), name
+
+
+@given(st.integers(0, 2**31))
+def test_a_masked_softmax_is_exactly_zero_outside_the_mask(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 40.0 * torch.randn(16, K, generator=generator)
+    mask = torch.rand(16, K, generator=generator) < 0.5
+    mask[:, 0] = True
+    out = masked_softmax(logits, mask)
+    assert (out[~mask] == 0).all()
+    torch.testing.assert_close(out.sum(dim=1), torch.ones(16))
+    for row in range(16):
+        inside = mask[row]
+        torch.testing.assert_close(out[row, inside], torch.softmax(logits[row, inside], dim=0))
+
+
+def test_the_learned_policy_is_the_masked_softmax_and_is_frozen() -> None:
+    trained, (rows, mask) = network(trained=True), observations()
+    policy = LearnedPolicy(trained.train())
+    expected = masked_softmax(trained.forward_actor(rows), mask)
+    assert torch.equal(policy.probabilities(rows, mask), expected)
+    assert not trained.training
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_stable_baselines_policy_uses_the_scores_as_logits(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (SHAPE.layout.width,), np.float32)
+    policy = OfferActorCritic(box, gymnasium.spaces.Discrete(K), lambda _: 1e-3, shape=SHAPE)
+    inner = policy.mlp_extractor
+    assert isinstance(inner, OfferNetwork)
+    inner.load_state_dict(network(trained=True).state_dict())
+    rows, mask = observations()
+    with torch.no_grad():
+        scores = inner.forward_actor(rows)
+        masks = mask.numpy()
+        distribution = policy.get_distribution(rows, action_masks=masks)
+        torch.testing.assert_close(
+            distribution.distribution.probs, masked_softmax(scores, mask), rtol=1e-4, atol=1e-6
+        )
+        actions, values, log_probability = policy(rows, action_masks=masks)
+        assert mask.gather(1, actions[:, None]).all()
+        chosen = masked_softmax(scores, mask).gather(1, actions[:, None])[:, 0]
+        torch.testing.assert_close(log_probability.exp(), chosen, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(values, policy.value_net(inner.forward_critic(rows)))
+    # One optimiser holds every parameter, those of the network included.
+    held = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in policy.parameters()}
+    assert {id(p) for p in inner.parameters()} <= held
+
+
+def test_layout_and_price_of_the_shape() -> None:
+    assert SHAPE.layout.width == observations()[0].shape[1]
+    assert SHAPE.to_dict() == {"embedding": 4, "n_offers": K, "hidden": HIDDEN}
+    rows, _ = observations(price=0.5)
+    assert float(rows[0, LOG_DUAL_PRICE]) == pytest.approx(np.log(0.5 / 3), rel=1e-5)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from agents.pacing import PriceRange, expected_commitment, pace, price_range
+from agents.policy import ExploringPolicy, MyopicUpliftPolicy, Policy, RandomPolicy
+from envs.campaign import Campaign
+from envs.demo_market import demo_market
+
+N = 24
+Matrix = npt.NDArray[np.float64]
+
+
+def campaign(budget: float, *, seed: int = 0, horizon: int = 8, n: int = N) -> Campaign:
+    market = demo_market(n_users=n, horizon_weeks=horizon, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    return Campaign(
+        market, market.predictor, start=0, users=torch.arange(n), budget=budget, generator=generator
+    )
+
+
+def range_of(running: Campaign) -> PriceRange:
+    return price_range(running.prediction.uplift, running.prediction.budget_use)
+
+
+def chosen(policy: Policy, running: Campaign, price: float) -> torch.Tensor:
+    observation = running.observation(torch.full((running.n_users,), price))
+    return policy.probabilities(observation, running.mask)
+
+
+# Against the knapsack ------------------------------------------------------------------------------
+
+
+def knapsack(value: Matrix, weights: list[Matrix], capacity: float, mask: npt.NDArray[np.bool_]) -> float:
+    """Best total value of one offer per user with each total weight within the capacity, by branch and bound."""
+    n, k = value.shape
+    one_each = LinearConstraint(sparse.kron(sparse.eye(n), np.ones((1, k))), 1, 1)
+    caps = [LinearConstraint(weight.reshape(1, -1), -np.inf, capacity) for weight in weights]
+    bounds = Bounds(0, mask.ravel().astype(np.float64))
+    found = milp(-value.ravel(), integrality=np.ones(n * k), constraints=[one_each, *caps], bounds=bounds)
+    assert found.success
+    return -float(found.fun)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("budget", [1.0, 4.0, 12.0])
+def test_at_one_week_the_paced_myopic_rule_solves_the_knapsack(seed: int, budget: float) -> None:
+    running = campaign(budget, seed=seed, horizon=1)
+    policy = MyopicUpliftPolicy(running.spec.layout)
+    choice = chosen(policy, running, pace(policy, running, range_of(running))).double().numpy()
+    seen, offers = running.prediction, running.spec.offers
+    value, use, cost = (x.double().numpy() for x in (seen.uplift, seen.budget_use, seen.cost))
+    committed = ((offers.delivery_cost + offers.liability).double() / 10_000).expand(N, -1).numpy()
+    mask = running.mask.numpy()
+    reached = float((choice * value).sum())
+    # The ledger's own constraints hold, and the best possible is at most one user's offer better.
+    assert (choice * committed).sum() <= budget
+    best = knapsack(value, [committed, cost], budget, mask)
+    assert best - float(value.max()) <= reached <= best + 1e-6
+    # Everett (1963): at any price the choice is the very best for the budget that it uses itself.
+    own = float((choice * use).sum())
+    assert reached == pytest.approx(knapsack(value, [use], own + 1e-6, mask), abs=1e-5)
+
+
+# Pacing --------------------------------------------------------------------------------------------
+
+
+def policies(running: Campaign) -> list[Policy]:
+    myopic = MyopicUpliftPolicy(running.spec.layout)
+    return [myopic, RandomPolicy(), ExploringPolicy(myopic, 0.1)]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("week", [0, 3])
+def test_more_budget_never_means_a_higher_price(which: int, week: int) -> None:
+    prices = []
+    for budget in (1.5, 2.0, 3.0, 5.0, 9.0, 20.0, 60.0, 500.0):
+        running = campaign(budget)
+        prices_of_all = range_of(running)
+        for _ in range(week):
+            running.step_without_offers()
+        policy = policies(running)[which]
+        prices.append(pace(policy, running, prices_of_all))
+    assert all(later <= earlier for earlier, later in pairwise(prices))
+    assert prices[0] > prices[-1]
+
+
+@pytest.mark.parametrize("budget", [1.5, 3.0, 8.0, 30.0])
+def test_the_plan_holds_in_expectation_and_only_just(budget: float) -> None:
+    running = campaign(budget)
+    policy, prices = RandomPolicy(), range_of(running)
+    price = pace(policy, running, prices)
+    free, plan = budget, budget / 8
+    # Coupons last two weeks: one later week's plan stays free.
+    available = max(free - plan, min(plan, free))
+    cost, liability = expected_commitment(running, chosen(policy, running, price))
+    if price > 0.999 * prices.high:
+        # Random offers at the highest price still cost too much: nothing in the range fits.
+        assert budget == 1.5
+        return
+    assert cost <= plan
+    assert liability <= available
+    if price > prices.low:
+        cheaper = expected_commitment(running, chosen(policy, running, price * 0.995))
+        assert cheaper[0] > plan or cheaper[1] > available
+
+
+def test_ample_money_gives_the_lowest_price_and_none_the_highest() -> None:
+    rich = campaign(1e5)
+    policy, prices = MyopicUpliftPolicy(rich.spec.layout), range_of(rich)
+    assert pace(policy, rich, prices) == prices.low
+    # A policy that ignores the price and explores: nothing fits, and the upper end is returned.
+    poor = campaign(1.25)
+    spender = ExploringPolicy(policy, 1.0)
+    assert pace(spender, poor, prices) == pytest.approx(prices.high)
+
+
+def test_expected_commitment_by_hand() -> None:
+    running = campaign(100.0)
+    probabilities = torch.zeros(N, 8)
+    probabilities[:, 0] = 1.0
+    assert expected_commitment(running, probabilities) == (0.0, 0.0)
+    probabilities[0] = torch.tensor([0.5, 0, 0, 0.5, 0, 0, 0, 0])
+    probabilities[1] = torch.tensor([0, 1.0, 0, 0, 0, 0, 0, 0])
+    cost, liability = expected_commitment(running, probabilities)
+    assert cost == pytest.approx(0.5 * float(running.prediction.cost[0, 3]) + 0.02, rel=1e-6)
+    assert liability == pytest.approx(0.5 * (1.20 + 0.02) + 0.02, rel=1e-6)
+
+
+# Ranges --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+def test_a_range_is_positive_and_increasing(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="positive and increasing"):
+        PriceRange(low, high)
+
+
+def test_a_range_covers_nearly_all_ratios() -> None:
+    running = campaign(100.0)
+    uplift, use = running.prediction.uplift, running.prediction.budget_use
+    prices = price_range(uplift, use)
+    ratio = uplift[:, 1:] / use[:, 1:]
+    inside = (ratio > prices.low) & (ratio < prices.high)
+    assert float(inside.double().mean()) > 0.97
+    # Room on both sides, and a single ratio is a range too.
+    assert prices.low < 0.3 * float(ratio.quantile(0.02))
+    assert prices.high > 1.9 * float(ratio.quantile(0.99))
+    single = price_range(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 2.0]]))
+    assert (single.low, single.high) == pytest.approx((1.5 / 4, 3.0))
+
+
+def test_nothing_worth_pacing_is_said() -> None:
+    for uplift, use in (([0.0, 0.0], [0.0, 1.0]), ([0.0, 1.0], [0.0, 0.0]), ([0.0, -1.0], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="there is nothing to pace"):
+            price_range(torch.tensor([uplift]), torch.tensor([use]))

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecMonitor
+
+from agents.pacing import PriceRange
+from agents.training_market import TrainingMarket
+from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
+from envs.demo_market import demo_market
+from envs.observation import LOG_DUAL_PRICE
+from envs.simulator import Simulator
+
+N, WEEKS, SCALE = 12, 4, 0.05
+PRICES = PriceRange(0.02, 5.0)
+
+
+@cache
+def market() -> MarketSpec:
+    return demo_market(n_users=40, horizon_weeks=WEEKS)
+
+
+def worlds() -> list[Simulator]:
+    predictor = market().predictor
+    return [predictor, replace(predictor, margin_rate=0.5, name="rich")]
+
+
+def training(n_users: int = N, seed: int = 3, users: Sequence[int] = range(40)) -> TrainingMarket:
+    return TrainingMarket(
+        market(),
+        worlds(),
+        [0],
+        users=torch.tensor(users),
+        n_users=n_users,
+        prices=PRICES,
+        reward_scale=SCALE,
+        seed=seed,
+    )
+
+
+def allowed_at_random(env: TrainingMarket, rng: np.random.Generator) -> np.ndarray:
+    masks = env.action_masks()
+    return np.array([rng.choice(np.flatnonzero(row)) for row in masks])
+
+
+def test_the_vector_environment_keeps_stable_baselines_contract() -> None:
+    env, rng = training(), np.random.default_rng(0)
+    width = market().layout.width
+    observation = env.reset()
+    assert env.num_envs == N
+    for week in range(2 * WEEKS):
+        assert observation.shape == (N, width)
+        assert observation.dtype == np.float32
+        assert all(env.observation_space.contains(row) for row in observation)
+        observation, reward, done, infos = env.step(allowed_at_random(env, rng))
+        assert reward.shape == (N,)
+        assert reward.dtype == np.float32
+        assert done.dtype == np.bool_
+        assert len(infos) == N
+        last = week % WEEKS == WEEKS - 1
+        assert done.tolist() == [last] * N
+        for k, info in enumerate(infos):
+            # The next episode's first observation is returned; the last one of this comes in the info.
+            assert ("terminal_observation" in info) == last
+            if last:
+                terminal = info["terminal_observation"]
+                assert terminal.shape == (width,)
+                assert terminal[market().layout.names().index("weeks_left")] == 0
+                assert observation[k][market().layout.names().index("weeks_left")] == WEEKS
+                assert info["TimeLimit.truncated"] is False
+    assert env.episode == 2
+
+
+def test_masks_come_one_row_per_index() -> None:
+    env = training()
+    env.reset()
+    rows = env.env_method("action_masks")
+    assert np.array_equal(np.stack(rows), env.action_masks())
+    assert rows[0].dtype == np.bool_
+    assert rows[0].shape == (8,)
+    some = env.env_method("action_masks", indices=[2, 5])
+    assert np.array_equal(np.stack(some), env.action_masks()[[2, 5]])
+    assert env.env_is_wrapped(VecMonitor, indices=[0, 1]) == [False, False]
+    assert env.get_attr("episode", indices=1) == [0]
+    assert env.has_attr("action_masks")
+    assert not env.has_attr("no_such_thing")
+
+
+@pytest.mark.parametrize("episode", [0, 1])
+def test_the_reward_by_hand_from_two_campaigns(episode: int) -> None:
+    env, rng = training(seed=9), np.random.default_rng(1)
+    env.episode = episode
+    observation = env.reset()
+    price = torch.from_numpy(np.exp(observation[:, LOG_DUAL_PRICE]))
+    # The documented seeding: everything of an episode follows from the seed and its number.
+    drawn = np.random.default_rng([9, episode])
+    users = torch.from_numpy(drawn.choice(40, N, replace=False))
+    start = int(drawn.choice([0]))
+    luck = int(drawn.integers(2**62))
+    treated, control = (
+        Campaign(
+            market(),
+            worlds()[episode],
+            start=start,
+            users=users,
+            budget=UNLIMITED_BUDGET,
+            generator=torch.Generator().manual_seed(luck),
+        )
+        for _ in range(2)
+    )
+    np.testing.assert_allclose(observation, treated.observation(price).numpy(), rtol=1e-5, atol=1e-6)
+    total = np.zeros(N)
+    sums = {"incremental": 0.0, "cost": 0.0}
+    for week in range(WEEKS):
+        actions = allowed_at_random(env, rng)
+        outcome, expected = treated.step(torch.from_numpy(actions))
+        _, nothing = control.step(torch.zeros(N, dtype=torch.int64))
+        _, reward, _, _ = env.step(actions)
+        cost = expected.discount.double() + outcome.delivery.double() / 10_000
+        incremental = expected.margin.double() - nothing.margin.double()
+        reserved = outcome.reserved.double() / 10_000 / (WEEKS - week)
+        by_hand = (incremental - price.double() * (cost + reserved)) / SCALE
+        np.testing.assert_allclose(reward, by_hand.numpy(), rtol=1e-4, atol=1e-4)
+        total += reward
+        sums["incremental"] += float(incremental.sum())
+        sums["cost"] += float(cost.sum())
+    totals = env.take_totals()
+    assert totals["reward"] == pytest.approx(total.sum(), rel=1e-4, abs=1e-3)
+    assert totals["incremental_margin"] == pytest.approx(sums["incremental"], rel=1e-4, abs=1e-4)
+    assert totals["cost"] == pytest.approx(sums["cost"], rel=1e-4)
+    assert totals["user_weeks"] == N * WEEKS
+    assert set(env.take_totals().values()) == {0.0}
+
+
+def test_sending_nothing_earns_exactly_nothing() -> None:
+    env = training()
+    env.reset()
+    for _ in range(WEEKS):
+        _, reward, _, _ = env.step(np.zeros(N, dtype=np.int64))
+        assert reward.tolist() == [0.0] * N
+
+
+def test_an_episode_follows_from_its_number_alone() -> None:
+    def episode(env: TrainingMarket) -> list[np.ndarray]:
+        rng = np.random.default_rng(5)
+        seen = []
+        for _ in range(WEEKS):
+            observation, reward, _, infos = env.step(allowed_at_random(env, rng))
+            seen += [reward, infos[0].get("terminal_observation", observation)]
+        return seen
+
+    whole = training()
+    whole.reset()
+    for k in range(3):
+        resumed = training()
+        resumed.episode = k
+        first = resumed.reset()
+        assert np.array_equal(first, whole._treated.observation(whole._price).numpy())
+        for a, b in zip(episode(whole), episode(resumed), strict=True):
+            assert np.array_equal(a, b)
+    other = training(seed=4)
+    assert not np.array_equal(other.reset(), training().reset())
+
+
+def test_resetting_twice_opens_the_same_episode() -> None:
+    env = training()
+    first = env.reset()
+    env.step(np.zeros(N, dtype=np.int64))
+    assert np.array_equal(env.reset(), first)
+
+
+def test_users_prices_and_worlds_of_an_episode() -> None:
+    env = training(users=range(20, 40))
+    prices, margins = [], []
+    for episode in range(40):
+        env.episode = episode
+        observation = env.reset()
+        users = env._treated.users
+        assert len(set(users.tolist())) == N
+        assert users.min() >= 20
+        prices += observation[:, LOG_DUAL_PRICE].tolist()
+        margins.append(env._treated.world.margin_rate)
+    assert margins == [0.28, 0.5] * 20
+    low, high = np.log(PRICES.low), np.log(PRICES.high)
+    assert low - 1e-5 <= min(prices) < low + 0.1
+    assert high - 0.1 < max(prices) <= high + 1e-5
+    assert np.mean(prices) == pytest.approx((low + high) / 2, abs=0.3)
+    # More seats than users: the same user at several prices.
+    crowded = training(n_users=30, users=range(5))
+    crowded.reset()
+    assert set(crowded._treated.users.tolist()) <= set(range(5))
+
+
+def test_training_needs_a_world_and_a_start() -> None:
+    arguments = {
+        "users": torch.arange(4),
+        "n_users": 2,
+        "prices": PRICES,
+        "reward_scale": 1.0,
+        "seed": 0,
+    }
+    for some_worlds, starts in (([], [0]), (worlds(), [])):
+        with pytest.raises(ValueError, match="at least one world and one start week"):
+            TrainingMarket(market(), some_worlds, starts, **arguments)  # type: ignore[arg-type]

