@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from agents.serving import CouponPolicy, DecisionInputError
 
 DECIDE_BATCH = 16_384
 PRICE_COLUMN = "log_dual_price"
+NUMERIC = (
+    pyarrow.types.is_floating,
+    pyarrow.types.is_integer,
+    pyarrow.types.is_boolean,
+    pyarrow.types.is_decimal,
+)
 
 
 def decide_file(
@@ -48,6 +55,10 @@ def decide_file(
     present = set(source.schema_arrow.names)
     price = _log_price(loaded, dual_price, PRICE_COLUMN in present)
     needed = [name for name in ("user_id", *loaded.columns) if name != PRICE_COLUMN or price is None]
+    for name in present & set(needed) - {"user_id"}:
+        kind = source.schema_arrow.field(name).type
+        if not any(is_kind(kind) for is_kind in NUMERIC):
+            raise DecisionInputError(f"{users}: column {name!r} does not hold numbers but {kind}")
     missing = [name for name in needed if name not in present]
     if missing:
         raise DecisionInputError(
@@ -67,9 +78,9 @@ def decide_file(
     )
     try:
         with _Writer(temporary, schema, out.suffix) as writer:
-            for batch in source.iter_batches(batch_size=DECIDE_BATCH, columns=needed):
-                observation = _observation(batch, loaded.columns, price, users)
-                decided = loaded.decide(observation, rng=rng)
+            for batch in _batches(source, needed):
+                observation = _observation(batch, loaded.columns, price)
+                decided = loaded.decide(observation, rng=rng, first_row=n)
                 writer.write(
                     pyarrow.table(
                         {
@@ -82,8 +93,10 @@ def decide_file(
                     )
                 )
                 n += len(observation)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, DecisionInputError):
+            raise DecisionInputError(f"{users}: {error}") from error
         raise
     os.replace(temporary, out)
     return n
@@ -99,19 +112,23 @@ def _log_price(policy: CouponPolicy, given: float | None, in_file: bool) -> floa
     return float(np.log(price))
 
 
-def _observation(
-    batch: Any, columns: tuple[str, ...], log_price: float | None, source: Path
-) -> npt.NDArray[np.float32]:
+def _batches(source: Any, columns: list[str]) -> Iterator[Any]:
+    """Yield record batches; what cannot be read is the input's fault, not the disk's that is written to."""
+    try:
+        yield from source.iter_batches(batch_size=DECIDE_BATCH, columns=columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DecisionInputError(f"not a readable Parquet file: {error}") from error
+
+
+def _observation(batch: Any, columns: tuple[str, ...], log_price: float | None) -> npt.NDArray[np.float64]:
     """Lay a record batch out in the policy's column order, [n, o]."""
-    rows = np.empty((batch.num_rows, len(columns)), dtype=np.float32)
+    rows = np.empty((batch.num_rows, len(columns)))
     for place, name in enumerate(columns):
         if name == PRICE_COLUMN and log_price is not None:
             rows[:, place] = log_price
             continue
-        try:
-            rows[:, place] = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32)
-        except (TypeError, ValueError) as error:
-            raise DecisionInputError(f"{source}: column {name!r} does not hold numbers: {error}") from error
+        # A missing value becomes NaN, which the policy refuses by row and column.
+        rows[:, place] = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
     return rows
 
 

@@ -61,10 +61,13 @@ class OfferNetwork(nn.Module):
         self.context_std: torch.Tensor
         self.money_scale: torch.Tensor
         self.static: torch.Tensor
+        self.temperature: torch.Tensor
         self.register_buffer("context_mean", torch.zeros(n_context))
         self.register_buffer("context_std", torch.ones(n_context))
         self.register_buffer("money_scale", torch.ones(()))
         self.register_buffer("static", torch.zeros(shape.n_offers, N_STATIC))
+        # Of the exported policy; PPO itself learns at temperature 1.
+        self.register_buffer("temperature", torch.ones(()))
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         self.actor_context = nn.Sequential(nn.Linear(n_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden))
         self.actor_offer = nn.Linear(N_STATIC + N_DYNAMIC, hidden, bias=False)
@@ -103,6 +106,10 @@ class OfferNetwork(nn.Module):
                 dim=1,
             )
         )
+
+    def probabilities(self, observation: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the probability of each offer at the network's temperature, [n, K]; 0 outside the mask."""
+        return masked_softmax(self.forward_actor(observation) / self.temperature, mask)
 
     def net_uplift(self, observation: torch.Tensor) -> torch.Tensor:
         """Return (uplift − λ·use) / scale, [n, K], bounded."""
@@ -157,5 +164,5 @@ class LearnedPolicy:
         self.network = network.eval().requires_grad_(False)
 
     def probabilities(self, observation: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the softmax of the scores over allowed offers."""
-        return masked_softmax(self.network.forward_actor(observation), mask)
+        """Return the softmax of the scores over allowed offers, at the network's temperature."""
+        return self.network.probabilities(observation, mask)

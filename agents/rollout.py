@@ -41,7 +41,9 @@ class CampaignResult:
     """What a policy made of a campaign; money in the log's currency.
 
     Attributes:
-        margin: [n] contribution margin before coupon cost, per user.
+        margin: [n] contribution margin before coupon cost, per user: of each week the expected one, given
+            all that had happened before the week. Same mean as the realised margin, and free of the noise
+            of the week's baskets.
         cost: [n] charged to the budget, per user.
         budget: for all users together.
         weekly_spend: [T] charged to the budget per week.
@@ -87,8 +89,8 @@ def play(
         observation = campaign.observation(torch.full((n,), price, device=device))
         probabilities = policy.probabilities(observation, campaign.mask)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=device))
-        outcome, _ = campaign.step(offer)
-        margin += outcome.margin
+        outcome, expected = campaign.step(offer)
+        margin += expected.margin
         cost += outcome.cost
         sent += torch.bincount(outcome.offer, minlength=len(sent))
         refused += int(outcome.refused.sum())
@@ -110,12 +112,12 @@ def play(
 
 
 def control_margin(market: MarketSpec, setting: CampaignSetting) -> DoubleArray:
-    """Return the margin per user, [n], if nothing is sent, under the same luck."""
+    """Return the margin per user, [n], if nothing is sent, under the same luck; expected as in `play`."""
     campaign = open_campaign(market, setting, 0.0)
     margin = torch.zeros(campaign.n_users, dtype=torch.float64, device=campaign.device)
     while not campaign.done:
-        outcome, _ = campaign.step_without_offers()
-        margin += outcome.margin
+        _, expected = campaign.step_without_offers()
+        margin += expected.margin
     return margin.cpu().numpy()
 
 

@@ -3,7 +3,8 @@
     policy = CouponPolicy.load("runs/default/export")
     decisions = policy.decide(observation, rng=numpy.random.default_rng(0))
 
-The bundle's hashes are checked on loading: a file that was changed, added or lost is refused.
+The bundle's hashes are checked on loading: a file that was changed or lost is refused. Files that the
+manifest does not list are never read.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class CouponPolicy:
             threads: CPU threads of onnxruntime.
 
         Raises:
-            BundleError: a file is missing, unlisted or altered, or the schema version differs.
+            BundleError: a file is missing or altered, or the schema version differs.
         """
         folder = Path(folder)
         check_bundle(folder)
@@ -87,39 +88,62 @@ class CouponPolicy:
         )
         return cls(session, settings)
 
-    def probabilities(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def probabilities(
+        self, observation: npt.NDArray[np.floating[Any]], *, first_row: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Return the probability of each offer, [n, K], for observation rows [n, o].
 
+        Args:
+            observation: rows in the order of ``columns``.
+            first_row: what the first row is called in messages.
+
         Raises:
-            DecisionInputError: wrong width, or a value that is not finite (row and column named).
+            DecisionInputError: wrong width, a value that is not finite (row and column named), numbers too
+                large to compute with, or a user to whom no offer is allowed, not even none.
         """
         if observation.ndim != 2 or observation.shape[1] != len(self.columns):
             raise DecisionInputError(
                 f"observations have shape {observation.shape}, expected (n, {len(self.columns)})"
             )
-        rows = np.ascontiguousarray(observation, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite and is named below
+            rows = np.ascontiguousarray(observation, dtype=np.float32)
         bad = ~np.isfinite(rows)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise DecisionInputError(
-                f"column {self.columns[column]!r}, row {row}: {rows[row, column]} is not a finite number "
-                f"({int(bad.sum())} such values)"
+                f"column {self.columns[column]!r}, row {first_row + row}: {rows[row, column]} is not a "
+                f"finite number ({int(bad.sum())} such values)"
             )
         if not len(rows):
             return np.zeros((0, len(self.offers)), dtype=np.float32)
         out: npt.NDArray[np.float32] = self.session.run(None, {"observation": rows})[0]
+        total = out.sum(axis=1)
+        wrong = ~(np.abs(total - 1.0) < 1e-3)
+        if wrong.any():
+            row = int(wrong.argmax())
+            reason = (
+                "no offer is allowed, not even to send nothing ('allowed_0')"
+                if total[row] == 0
+                else "its numbers are too large to compute with"
+            )
+            raise DecisionInputError(f"row {first_row + row}: {reason} ({int(wrong.sum())} such rows)")
         return out
 
-    def decide(self, observation: npt.NDArray[np.float32], *, rng: np.random.Generator) -> Decisions:
+    def decide(
+        self, observation: npt.NDArray[np.floating[Any]], *, rng: np.random.Generator, first_row: int = 0
+    ) -> Decisions:
         """Draw an offer for each user.
 
         Args:
             observation: [n, o] rows in the order of ``columns``.
             rng: source of randomness; the policy is stochastic so that its decisions can be evaluated.
+            first_row: what the first row is called in messages.
+
+        Raises:
+            DecisionInputError: as of :meth:`probabilities`.
         """
-        probabilities = self.probabilities(observation).astype(np.float64)
-        totals = probabilities.sum(axis=1, keepdims=True)
-        probabilities /= np.where(totals > 0, totals, 1.0)
+        probabilities = self.probabilities(observation, first_row=first_row).astype(np.float64)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
         point = rng.random((len(probabilities), 1))
         cumulative = probabilities.cumsum(axis=1)
         # The total may be a rounding below 1; the last offer with any probability takes the rest.
@@ -144,7 +168,9 @@ def check_bundle(folder: Path) -> None:
         raise BundleError(
             f"{manifest}: schema version differs from {SCHEMA_VERSION}, which this runtime reads"
         )
-    hashes = content.get("sha256", {})
+    hashes = content.get("sha256")
+    if not isinstance(hashes, dict):
+        raise BundleError(f"{manifest} has no table 'sha256' of files and their hashes")
     for name in (POLICY_FILE, SETTINGS_FILE):
         if name not in hashes:
             raise BundleError(f"{manifest} does not list {name}")

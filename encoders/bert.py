@@ -7,7 +7,7 @@ anything else is a local folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,22 +42,40 @@ class TokenBatch:
         return TokenBatch(self.ids.to(device), self.attention.to(device), self.segments.to(device))
 
 
-def train_wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Train a lower-case WordPiece tokenizer with BERT's special tokens on the given texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+def train_wordpiece(texts: Sequence[str], vocabulary: int) -> Tokenizer:
+    """Train a lower-case WordPiece tokenizer with BERT's special tokens; equal texts, equal tokenizer.
+
+    The trainer numbers the pieces ``##a`` in the order of a hash map, which differs from process to process,
+    and breaks ties by these numbers (huggingface/tokenizers issue 1794). Handing them over beforehand, in
+    order, as if they were special takes that freedom away; the tokenizer returned does not treat them so.
+    """
+    learner = _wordpiece(models.WordPiece(unk_token="[UNK]"))
+    words = {
+        word
+        for text in texts
+        for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))
+    }
+    continuing = sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *continuing], show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    first, second = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = _wordpiece(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    first, second = (special_token_id(tokenizer, token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", first), ("[SEP]", second)],
     )
+    return tokenizer
+
+
+def _wordpiece(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 

@@ -398,8 +398,24 @@ def bench(
 
 # What a run came to --------------------------------------------------------------------------------
 
-_POLICY_COLUMNS = ("name", "lambda", "spend", "budget", "utilisation", "incremental_margin")
-_OPE_COLUMNS = ("policy", "estimator", "value", "truth", "ess", "verdict")
+_POLICY_COLUMNS = {
+    "name": "policy",
+    "budget": "budget",
+    "spend": "spend",
+    "utilisation": "utilisation",
+    "incremental_margin": "incremental margin",
+    "interval": "95% interval",
+}
+_OPE_COLUMNS = {
+    "policy": "policy",
+    "estimator": "estimator",
+    "value": "value",
+    "interval": "95% interval",
+    "truth": "simulated truth",
+    "ess": "ESS",
+    "verdict": "verdict",
+}
+_SHOWN_ESTIMATORS = ("DM", "SNIPS", "DR")
 _INTERVAL = ("ci_low", "ci_high")
 
 
@@ -412,13 +428,18 @@ def show_results(console: Console, results: Mapping[str, Any], out: Path) -> Non
         out: the run folder.
     """
     if policies := results.get("policies"):
-        console.print(
-            _table("Policies, judged on simulators that trained none of them", policies, _POLICY_COLUMNS)
-        )
+        title = "Policies, judged on simulators that trained none of them; money for all users of a campaign"
+        console.print(_table(title, policies, _POLICY_COLUMNS))
     if fidelity := results.get("fidelity"):
         console.print(_fidelity_line(fidelity), markup=False, highlight=False, soft_wrap=True)
     if estimates := results.get("ope"):
-        console.print(_table("Off-policy estimates from logged data", estimates, _OPE_COLUMNS))
+        shown = [
+            row
+            for row in estimates
+            if row.get("outcome", "reward") == "reward" and row["estimator"] in _SHOWN_ESTIMATORS
+        ]
+        title = "Offline estimates of margin per user, from logged data; the report has all of them"
+        console.print(_table(title, shown, _OPE_COLUMNS))
     exported = (results.get("export") or {}).get("path")
     paths = {
         "report": out / "report" / "index.html",
@@ -430,23 +451,16 @@ def show_results(console: Console, results: Mapping[str, Any], out: Path) -> Non
             console.print(f"{name + ':':<9}{path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> Table:
-    """Rows as a table: the known columns first, intervals in one, then whatever else is there."""
-    present = {key for row in rows for key, value in row.items() if not isinstance(value, dict | list)}
-    others = [key for key in dict.fromkeys(key for row in rows for key in row) if key in present]
-    columns = [key for key in first if key in present]
-    columns += [key for key in others if key not in first and key not in _INTERVAL]
-    if present.issuperset(_INTERVAL):
-        anchor = next((key for key in ("incremental_margin", "value") if key in columns), columns[0])
-        columns.insert(columns.index(anchor) + 1, "interval")
+def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
+    """Rows as a table of the given columns (key -> heading); a column that no row has is left out."""
+    present = {key for row in rows for key in row} | {"interval"}
+    shown = {key: heading for key, heading in columns.items() if key in present}
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        text = any(isinstance(row.get(column), str) for row in rows)
-        table.add_column(column.replace("_", " "), justify="left" if text else "right")
+    for key, heading in shown.items():
+        text = any(isinstance(row.get(key), str) for row in rows)
+        table.add_column(heading, justify="left" if text else "right")
     for row in rows:
-        table.add_row(
-            *(_interval(row) if column == "interval" else _cell(row.get(column)) for column in columns)
-        )
+        table.add_row(*(_interval(row) if key == "interval" else _cell(row.get(key)) for key in shown))
     return table
 
 

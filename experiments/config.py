@@ -176,7 +176,7 @@ class PpoConfig(Section):
     """Training of the PPO policy."""
 
     name: ClassVar[str] = "ppo"
-    total_steps: int = setting(1_500_000, "user-weeks of experience", low=1)
+    total_steps: int = setting(1_000_000, "user-weeks of experience", low=1)
     n_envs: int = setting(512, "users that act side by side", low=1)
     learning_rate: float = setting(1e-3, "learning rate of Adam", above=0.0)
     n_epochs: int = setting(4, "passes over each rollout", low=1)
@@ -186,6 +186,9 @@ class PpoConfig(Section):
     entropy: float = setting(0.01, "weight of the entropy bonus", low=0.0)
     clip_range: float = setting(0.2, "PPO clip range", above=0.0, high=1.0)
     hidden: int = setting(128, "width of the policy's hidden layers", low=1)
+    temperature: float = setting(
+        0.3, "softmax temperature of the policy that is judged and exported; training is at 1", above=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,11 @@ class EvaluateConfig(Section):
     """Judging policies on the market and from logged data."""
 
     name: ClassVar[str] = "evaluate"
-    campaigns: int = setting(8, "campaigns simulated for each policy", low=1)
+    campaigns: int = setting(6, "campaigns simulated for each policy", low=1)
     log_users: int = setting(2000, "users in the logged data for off-policy evaluation", low=2)
     n_bootstrap: int = setting(1000, "bootstrap resamples of an interval", low=2)
     budgets: tuple[float, ...] = setting(
-        (1.0,), "budgets to compare at, as multiples of market.budget_per_user", above=0.0
+        (0.5, 1.0, 2.0), "budgets to compare at, as multiples of market.budget_per_user", above=0.0
     )
     behaviour_exploration: float = setting(
         0.3, "share of uniformly random decisions in the logging policy", above=0.0, high=1.0

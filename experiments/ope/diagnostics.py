@@ -148,7 +148,11 @@ def judge(diagnostics: Diagnostics, *, uses_weights: bool) -> Judgement:
                 MAXIMUM_WEIGHT_SHARE,
                 "of all weight is on one episode",
             ),
-            (z_level, f"mean weight is {d.mean_weight:.3f}, not 1: propensities or support are wrong"),
+            (
+                z_level,
+                f"mean weight is {d.mean_weight:.3f}, not 1: the log hardly acts like this policy, "
+                "or its propensities are wrong",
+            ),
         ]
     else:
         findings.append(

@@ -109,6 +109,8 @@ def _compare(
     pacing: list[dict[str, Any]] = []
     offers: list[dict[str, Any]] = []
     price_path: list[float] = []
+    # The log is made at the price path of the budget nearest to the configured one.
+    logged_multiple = min(evaluation.budgets, key=lambda multiple: abs(multiple - 1.0))
     plays = len(settings) * (1 + len(policies) * len(evaluation.budgets))
     with ctx.progress("playing judge campaigns", plays) as bar:
         controls = []
@@ -168,7 +170,7 @@ def _compare(
                     }
                     for offer, count in zip(market.catalogue.offers, sent, strict=True)
                 ]
-                if isinstance(policy, LearnedPolicy) and not price_path:
+                if isinstance(policy, LearnedPolicy) and multiple == logged_multiple:
                     price_path = path.tolist()
             comparison += _paired(ctx, gains, multiple, n_users)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments import manifest
 from experiments.pipeline import Stage, StageContext
 from experiments.report.build import build_report
 
@@ -11,7 +12,13 @@ from experiments.report.build import build_report
 def run(ctx: StageContext) -> dict[str, Any]:
     """Write ``index.html`` from what the other stages found."""
     with ctx.progress("drawing the report", 1) as bar:
-        path = build_report(ctx.results(), ctx.folder, title="couponlab report")
+        # Durations are no result, and differ from run to run; the page shows those of the stages before it.
+        timing = {
+            name: stage["seconds"]
+            for name, stage in manifest.read_json(ctx.folder.parent / "manifest.json")["stages"].items()
+            if stage.get("seconds") and name != ctx.stage
+        }
+        path = build_report({**ctx.results(), "timing": timing}, ctx.folder, title="couponlab report")
         bar.advance()
     return {"report": {"path": f"{ctx.folder.name}/{path.name}"}}
 

@@ -82,6 +82,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             tensorboard=ctx.folder.parent / "tensorboard",
             on_rollout=show,
         )
+    network.temperature.fill_(settings.temperature)
     save_module(network, ctx.folder / POLICY_FILE)
     content = {"shape": network.shape.to_dict(), "price_range": [prices.low, prices.high]}
     temporary = ctx.folder / (POLICY_SHAPE_FILE + ".tmp")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -20,6 +21,7 @@ N, K, HIDDEN = 30, 8, 16
 SHAPE = OfferNetworkShape(4, K, HIDDEN)
 
 
+@cache
 def observations(seed: int = 0, price: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
     market = demo_market(n_users=N)
     running = Campaign(
@@ -134,6 +136,19 @@ def test_the_learned_policy_is_the_masked_softmax_and_is_frozen() -> None:
     assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
+@torch.no_grad()
+def test_the_temperature_sharpens_the_policy_but_not_the_scores() -> None:
+    trained, (rows, mask) = network(trained=True), observations()
+    scores = trained.forward_actor(rows)
+    trained.temperature.fill_(0.5)
+    assert torch.equal(trained.forward_actor(rows), scores)
+    out = LearnedPolicy(trained).probabilities(rows, mask)
+    torch.testing.assert_close(out, masked_softmax(2.0 * scores, mask))
+    warm = masked_softmax(scores, mask)
+    assert torch.equal(out.argmax(dim=1), warm.argmax(dim=1))
+    assert (out.max(dim=1).values >= warm.max(dim=1).values - 1e-6).all()
+
+
 def test_stable_baselines_policy_uses_the_scores_as_logits(tmp_path: Path) -> None:
     torch.manual_seed(2)
     box = gymnasium.spaces.Box(-np.inf, np.inf, (SHAPE.layout.width,), np.float32)
@@ -145,10 +160,9 @@ def test_stable_baselines_policy_uses_the_scores_as_logits(tmp_path: Path) -> No
     with torch.no_grad():
         scores = inner.forward_actor(rows)
         masks = mask.numpy()
-        distribution = policy.get_distribution(rows, action_masks=masks)
-        torch.testing.assert_close(
-            distribution.distribution.probs, masked_softmax(scores, mask), rtol=1e-4, atol=1e-6
-        )
+        inside = policy.get_distribution(rows, action_masks=masks).distribution
+        assert isinstance(inside, torch.distributions.Categorical)
+        torch.testing.assert_close(inside.probs, masked_softmax(scores, mask), rtol=1e-4, atol=1e-6)
         actions, values, log_probability = policy(rows, action_masks=masks)
         assert mask.gather(1, actions[:, None]).all()
         chosen = masked_softmax(scores, mask).gather(1, actions[:, None])[:, 0]

@@ -39,7 +39,7 @@ def chosen(policy: Policy, running: Campaign, price: float) -> torch.Tensor:
 
 
 def knapsack(value: Matrix, weights: list[Matrix], capacity: float, mask: npt.NDArray[np.bool_]) -> float:
-    """Best total value of one offer per user with each total weight within the capacity, by branch and bound."""
+    """Best total value of one offer per user, each total weight within the capacity; branch and bound."""
     n, k = value.shape
     one_each = LinearConstraint(sparse.kron(sparse.eye(n), np.ones((1, k))), 1, 1)
     caps = [LinearConstraint(weight.reshape(1, -1), -np.inf, capacity) for weight in weights]
@@ -137,7 +137,9 @@ def test_expected_commitment_by_hand() -> None:
 # Ranges --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)]
+)
 def test_a_range_is_positive_and_increasing(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="positive and increasing"):
         PriceRange(low, high)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from agents.offer_network import LearnedPolicy, OfferNetwork, OfferNetworkShape
-from agents.policy import ExploringPolicy, MyopicUpliftPolicy, NoOfferPolicy, Policy, RandomPolicy, greedy, sample
+from agents.policy import (
+    ExploringPolicy,
+    MyopicUpliftPolicy,
+    NoOfferPolicy,
+    Policy,
+    RandomPolicy,
+    greedy,
+    sample,
+)
 from envs.demo_market import demo_market
 from envs.observation import LOG_DUAL_PRICE, ObservationLayout
 
@@ -90,11 +98,15 @@ NEAR_ONE = [float(np.nextafter(np.float32(1), np.float32(0))), float(np.nextafte
 
 
 @given(
-    st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 1), st.floats(0.01, 1)), min_size=1, max_size=12).filter(any),
+    st.lists(
+        st.one_of(st.just(0.0), st.floats(1e-30, 1), st.floats(0.01, 1)), min_size=1, max_size=12
+    ).filter(any),
     st.one_of(st.sampled_from([0.0, 1e-45, *NEAR_ONE]), st.floats(0, 1, exclude_max=True)),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_an_offer_of_probability_zero_is_never_drawn(weights: list[float], u: float, dtype: torch.dtype) -> None:
+def test_an_offer_of_probability_zero_is_never_drawn(
+    weights: list[float], u: float, dtype: torch.dtype
+) -> None:
     p = torch.tensor([weights], dtype=torch.float64)
     p = (p / p.sum()).to(dtype)
     offer = int(sample(p, torch.tensor([u], dtype=torch.float64)))

@@ -57,7 +57,9 @@ def test_the_vector_environment_keeps_stable_baselines_contract() -> None:
         assert observation.shape == (N, width)
         assert observation.dtype == np.float32
         assert all(env.observation_space.contains(row) for row in observation)
-        observation, reward, done, infos = env.step(allowed_at_random(env, rng))
+        stepped, reward, done, infos = env.step(allowed_at_random(env, rng))
+        assert isinstance(stepped, np.ndarray)
+        observation = stepped
         assert reward.shape == (N,)
         assert reward.dtype == np.float32
         assert done.dtype == np.bool_

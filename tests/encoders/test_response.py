@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from encoders.calendar import PromotionCalendar
 from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features, user_features
@@ -136,17 +137,21 @@ def test_the_depth_effect_is_what_a_unit_of_depth_adds_before_calibration() -> N
     level = heads.depth_level + heads.depth_category
     torch.testing.assert_close(heads.depth_effect(), torch.log1p(level.exp()) / PROMOTION_UNIT)
     users = torch.tensor([[-1.0], [0.5]])
-    torch.testing.assert_close(heads.depth_effect(users)[1], torch.log1p((level + 0.5).exp()) / PROMOTION_UNIT)
+    torch.testing.assert_close(
+        heads.depth_effect(users)[1], torch.log1p((level + 0.5).exp()) / PROMOTION_UNIT
+    )
     assert heads.depth_effect(users).shape == (2, C)
     # Untrained, all categories share the start of about 2.
-    assert ResponseHeads(torch.full((C,), 0.1), 0).depth_effect().tolist() == pytest.approx([2.014] * C, abs=1e-3)
+    assert ResponseHeads(torch.full((C,), 0.1), 0).depth_effect().tolist() == pytest.approx(
+        [2.014] * C, abs=1e-3
+    )
 
 
 def test_the_depth_penalty_is_a_normal_prior_on_deviations_alone() -> None:
     heads = random_heads(3)
-    prior = torch.distributions.Normal(0.0, DEPTH_SPREAD)
-    zero = prior.log_prob(torch.zeros(()))
-    expected = (zero - prior.log_prob(heads.depth_category)).sum()
+    log_density = norm(0.0, DEPTH_SPREAD).logpdf
+    deviations = heads.depth_category.numpy()
+    expected = torch.tensor((log_density(0.0) - log_density(deviations)).sum(), dtype=torch.float32)
     torch.testing.assert_close(heads.depth_penalty(), expected)
     heads.depth_level.fill_(9.0)
     torch.testing.assert_close(heads.depth_penalty(), expected)

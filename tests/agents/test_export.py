@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from agents.export import encoder_parity, export_encoder_graph, policy_parity
+from agents.offer_network import LearnedPolicy, OfferNetwork
+from agents.serving import CouponPolicy
+from encoders.bert import TextEncoder, new_pretraining_model
+from envs.campaign import MarketSpec
+from envs.observation import LOG_DUAL_PRICE
+
+Rows = npt.NDArray[np.float32]
+
+
+class Exported(Protocol):
+    """The fixture of conftest.py, which cannot be imported."""
+
+    folder: Path
+    network: OfferNetwork
+    market: MarketSpec
+
+
+def wild_rows(layout_width: int, logged: Rows, n: int) -> Rows:
+    """Rows as seen, shuffled by column, stretched, and at the edges of what a number can be."""
+    rng = np.random.default_rng(0)
+    out = logged[rng.integers(0, len(logged), n)].copy()
+    half = n // 2
+    out[half:] = rng.permuted(out[half:], axis=0) * rng.choice([-1.0, 0.0, 0.5, 3.0], size=out[half:].shape)
+    edge = n // 10
+    out[-edge:] = rng.choice([0.0, -0.0, 1e-38, 1.0, -1.0, 1e6, -1e6], size=(edge, layout_width))
+    out[:, LOG_DUAL_PRICE] = rng.uniform(-20, 20, n)
+    out[:, -8:] = rng.random((n, 8)) < 0.5
+    out[:, -8] = 1.0
+    return out.astype(np.float32)
+
+
+def reference(network: OfferNetwork, rows: Rows) -> Rows:
+    mask = torch.from_numpy(rows[:, -8:] > 0.5)
+    out: Rows = LearnedPolicy(network).probabilities(torch.from_numpy(rows), mask).numpy()
+    return out
+
+
+def test_the_served_policy_is_the_trained_one(exported: Exported, rows: Rows) -> None:
+    wild = wild_rows(exported.market.layout.width, rows, 10_000)
+    served = CouponPolicy.load(exported.folder).probabilities(wild)
+    trained = reference(exported.network, wild)
+    assert float(np.abs(served - trained).max()) <= 1e-5
+    ordered = np.sort(trained, axis=1)
+    clear = ordered[:, -1] - ordered[:, -2] > 1e-5
+    assert clear.mean() > 0.5
+    assert np.array_equal(served.argmax(axis=1)[clear], trained.argmax(axis=1)[clear])
+    assert (served[wild[:, -8:] <= 0.5] == 0).all()
+    np.testing.assert_allclose(served.sum(axis=1), 1.0, atol=1e-5)
+    difference, agree = policy_parity(exported.network, exported.folder, wild)
+    assert difference == pytest.approx(float(np.abs(served - trained).max()))
+    assert agree
+
+
+def test_parity_does_not_depend_on_the_number_of_rows(exported: Exported, rows: Rows) -> None:
+    policy = CouponPolicy.load(exported.folder)
+    together = policy.probabilities(rows)
+    for n in (1, 2, 3, 7):
+        np.testing.assert_allclose(policy.probabilities(rows[:n]), together[:n], atol=1e-6)
+    assert policy.probabilities(rows[:0]).shape == (0, 8)
+
+
+def test_parity_tells_another_policy_apart(exported: Exported, rows: Rows) -> None:
+    other = type(exported.network)(exported.network.shape)
+    other.load_state_dict(exported.network.state_dict())
+    with torch.no_grad():
+        other.sharpness.mul_(-1.0)
+    difference, agree = policy_parity(other, exported.folder, rows)
+    assert difference > 0.1
+    assert not agree
+
+
+def test_a_tie_broken_by_rounding_is_no_difference(
+    exported: Exported, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Offers alike in everything are tied: which of them comes first is a matter of rounding, in any runtime.
+    tied = rows.copy()
+    tied[:, -32:-8] = 0.0
+    plain = CouponPolicy.probabilities
+
+    def rounded(policy: CouponPolicy, observation: Rows) -> Rows:
+        out = plain(policy, observation)
+        out[:, -1] += np.where(out[:, -1] > 0, 3e-7, 0).astype(np.float32)
+        return out
+
+    monkeypatch.setattr(CouponPolicy, "probabilities", rounded)
+    difference, agree = policy_parity(exported.network, exported.folder, tied)
+    assert difference < 1e-5
+    assert agree
+
+
+def test_the_files_of_a_bundle(exported: Exported) -> None:
+    names = {path.name for path in exported.folder.iterdir()}
+    assert names == {"policy.onnx", "policy.json", "tokenizer.json", "manifest.json"}  # nothing temporary
+    manifest = json.loads((exported.folder / "manifest.json").read_text())
+    assert manifest["sha256"] == {
+        name: hashlib.sha256((exported.folder / name).read_bytes()).hexdigest()
+        for name in names - {"manifest.json"}
+    }
+    settings = json.loads((exported.folder / "policy.json").read_text())
+    assert settings["observation"] == exported.market.layout.names()
+    assert [offer["name"] for offer in settings["offers"]] == [
+        offer.name for offer in exported.market.catalogue.offers
+    ]
+    assert settings["offers"][3]["kind"] == "percent"
+    assert settings["dual_prices"] == {"0.5": 0.2}
+    graph = onnx.load(exported.folder / "policy.onnx").graph
+    assert [value.name for value in graph.input] == ["observation"]
+    assert [value.name for value in graph.output] == ["probabilities"]
+    # One file: no weights beside it that the manifest would have to know of.
+    assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in graph.initializer)
+
+
+def test_the_encoder_with_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bert = new_pretraining_model(50, 2, 32, 2, 0.1, max_tokens=64)
+    encoder = TextEncoder(bert.bert, 6).eval()
+    export_encoder_graph(encoder, tmp_path / "encoder.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for n, length in ((1, 1), (1, 40), (2, 12), (5, 3), (17, 25), (3, 96)):
+        ids = rng.integers(5, 50, (n, length))
+        attention = np.ones((n, length), dtype=np.int64)
+        for row in range(1, n):
+            attention[row, rng.integers(1, length + 1) :] = 0
+        ids[attention == 0] = 0
+        assert encoder_parity(encoder, tmp_path, ids, attention) <= 1e-4
+        served = session.run(None, {"ids": ids, "attention": attention})[0]
+        assert served.shape == (n, 6)
+        # Padding changes nothing: each text alone, cut to its own length, has the same embedding.
+        for row in range(min(n, 3)):
+            own = int(attention[row].sum())
+            alone = {"ids": ids[row : row + 1, :own], "attention": attention[row : row + 1, :own]}
+            np.testing.assert_allclose(session.run(None, alone)[0][0], served[row], atol=1e-4)
