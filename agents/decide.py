@@ -26,7 +26,7 @@ NUMERIC = (
 
 
 def decide_file(
-    policy: Path, users: Path, out: Path, *, seed: int = 0, dual_price: float | None = None
+    policy: Path, users: Path, out: Path, *, seed: int | None = None, dual_price: float | None = None
 ) -> int:
     """Decide for every user of a Parquet file, in bounded memory.
 
@@ -35,7 +35,7 @@ def decide_file(
         users: Parquet with ``user_id`` and the policy's observation columns. Where ``log_dual_price`` is
             absent, the bundle's own λ is used for all.
         out: ``.parquet`` or ``.jsonl``: user_id, offer, offer_name, propensity. Written whole or not at all.
-        seed: of the draws.
+        seed: of the draws; None draws differently each time.
         dual_price: λ for all users; goes before a column of the file.
 
     Returns:

@@ -22,6 +22,9 @@ from agents.offer_network import OfferNetwork, OfferNetworkShape
 from agents.training_market import TrainingMarket
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 
+FINAL_RATE = 0.02
+"""Share of the peak learning rate that the last rollouts keep."""
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -29,7 +32,7 @@ class PPOConfig:
 
     Attributes:
         total_steps: user-weeks of experience, rounded up to whole rollouts.
-        learning_rate: peak of Adam's, falling linearly to zero.
+        learning_rate: peak of Adam's, falling linearly to FINAL_RATE of it.
         n_epochs: passes over each rollout.
         batch_size: user-weeks in a gradient step.
         gae_lambda: λ of generalised advantage estimation.
@@ -114,7 +117,8 @@ def train_ppo(
     model = MaskablePPO(
         OfferActorCritic,
         env,
-        learning_rate=lambda remaining: config.learning_rate * remaining,
+        # SB3 counts a rollout's steps before it learns from them: without the floor the last one is lost.
+        learning_rate=lambda remaining: config.learning_rate * max(remaining, FINAL_RATE),
         n_steps=horizon,
         batch_size=min(config.batch_size, steps_per_rollout),
         n_epochs=config.n_epochs,

@@ -164,10 +164,11 @@ def _clear_errors(resume: str | None = None) -> Iterator[None]:
 
 def _exit_status(error: Exception) -> int | None:
     """2 for bad input, 1 for work that cannot be done, None for what nobody expected."""
+    from agents.serving import BundleError, DecisionInputError
     from envs.log_schema import LogError
     from experiments.pipeline import StageError
 
-    if isinstance(error, ConfigError | LogError):
+    if isinstance(error, ConfigError | LogError | BundleError | DecisionInputError):
         return 2
     return 1 if isinstance(error, StageError) else None
 
@@ -357,18 +358,35 @@ def show_config(
 
 @app.command(rich_help_panel="Use")
 def decide(
-    users: Annotated[Path, typer.Argument(metavar="USERS.parquet", help="Users and their events.")],
+    users: Annotated[
+        Path, typer.Argument(metavar="USERS.parquet", help="user_id and the columns that policy.json names.")
+    ],
     policy: Annotated[Path, typer.Option(metavar="DIR", help="An exported policy.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the decisions (Parquet).")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write: .parquet or .jsonl.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the draws, to repeat them; by default each call draws anew.")
+    ] = None,
+    dual_price: Annotated[
+        float | None,
+        typer.Option(
+            help="Margin that a unit of budget must bring; by default the file's or the policy's own."
+        ),
+    ] = None,
 ) -> None:
-    """Decide who gets which offer, with an exported policy."""
+    """Decide who gets which offer, with an exported policy.
+
+    Writes one row per user: offer, offer_name and the propensity with which it was drawn. Keep the
+    propensities: they are what a later evaluation needs.
+    """
     with _clear_errors():
         if not policy.is_dir():
             raise ConfigError(f"--policy {policy}: no such folder")
         if not users.is_file():
             raise ConfigError(f"{users}: no such file")
-        import_module("agents.decide").decide_file(policy=policy, users=users, out=out)
-        typer.echo(f"Decisions: {out}")
+        count = import_module("agents.decide").decide_file(
+            policy=policy, users=users, out=out, seed=seed, dual_price=dual_price
+        )
+        typer.echo(f"Decided for {count} users: {out}")
 
 
 @app.command(rich_help_panel="Use")

@@ -187,7 +187,7 @@ class PpoConfig(Section):
     clip_range: float = setting(0.2, "PPO clip range", above=0.0, high=1.0)
     hidden: int = setting(128, "width of the policy's hidden layers", low=1)
     temperature: float = setting(
-        0.3, "softmax temperature of the policy that is judged and exported; training is at 1", above=0.0
+        0.5, "softmax temperature of the policy that is judged and exported; training is at 1", above=0.0
     )
 
 

@@ -118,8 +118,8 @@ def test_columns_may_come_in_any_order_and_type(
             mixed[name] = columns[name].astype(np.float64)
         elif name == "weeks_left":
             mixed[name] = columns[name].astype(np.int8)
-    decide_file(folder, write(tmp_path / "plain.parquet", columns), tmp_path / "plain.jsonl")
-    decide_file(folder, write(tmp_path / "mixed.parquet", mixed), tmp_path / "mixed.jsonl")
+    decide_file(folder, write(tmp_path / "plain.parquet", columns), tmp_path / "plain.jsonl", seed=1)
+    decide_file(folder, write(tmp_path / "mixed.parquet", mixed), tmp_path / "mixed.jsonl", seed=1)
     assert (tmp_path / "plain.jsonl").read_text() == (tmp_path / "mixed.jsonl").read_text()
 
 
@@ -142,7 +142,7 @@ def test_where_the_dual_price_comes_from(
         return offers
 
     def decided(users: Path, dual_price: float | None) -> list[int]:
-        decide_file(folder, users, tmp_path / "out.jsonl", dual_price=dual_price)
+        decide_file(folder, users, tmp_path / "out.jsonl", seed=0, dual_price=dual_price)
         return [line["offer"] for line in read(tmp_path / "out.jsonl")]
 
     assert decided(own, None) == policy.decide(rows, rng=np.random.default_rng(0)).offer.tolist()

@@ -103,8 +103,7 @@ def test_run_shows_what_came_of_it(registry: Registry) -> None:
         "ppo",
         "1,234",
         "1,200 … 1,300",
-        "margin per user",
-        "0.25",
+        "incremental margin",
         "weeks 45-48",
         "usable",
         "2 … 3",
@@ -215,16 +214,43 @@ def test_config_prints_toml_that_reads_back(tmp_path: Path) -> None:
 
 
 def test_decide_hands_over_to_serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls: list[dict[str, Path]] = []
-    serving = types.ModuleType("agents.serving")
-    serving.decide_file = lambda **named: calls.append(named)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "agents.serving", serving)
+    calls: list[dict[str, object]] = []
+    deciding = types.ModuleType("agents.decide")
+    deciding.decide_file = lambda **named: calls.append(named)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "agents.decide", deciding)
     users, policy, out = tmp_path / "users.parquet", tmp_path / "policy", tmp_path / "out.parquet"
     assert invoke("decide", str(users), "--policy", str(policy), "--out", str(out)).exit_code == 2
     policy.mkdir()
     users.touch()
     assert invoke("decide", str(users), "--policy", str(policy), "--out", str(out)).exit_code == 0
-    assert calls == [{"policy": policy, "users": users, "out": out}]
+    assert calls == [{"policy": policy, "users": users, "out": out, "seed": None, "dual_price": None}]
+    assert (
+        invoke(
+            "decide",
+            str(users),
+            "--policy",
+            str(policy),
+            "--out",
+            str(out),
+            "--seed",
+            "4",
+            "--dual-price",
+            "2.5",
+        ).exit_code
+        == 0
+    )
+    assert (calls[1]["seed"], calls[1]["dual_price"]) == (4, 2.5)
+
+
+def test_decide_refuses_what_is_no_exported_policy(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    users = tmp_path / "users.parquet"
+    users.touch()
+    refused = invoke("decide", str(users), "--policy", str(policy), "--out", str(tmp_path / "out.parquet"))
+    assert refused.exit_code == 2
+    assert "is not an exported policy" in refused.output
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_bench_prints_and_writes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
