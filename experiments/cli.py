@@ -17,9 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.config import ConfigError, RunConfig, build_config, load_config, override_config
+from experiments.stages import STAGE_HELP
+from experiments.summary import show_results
 
 if TYPE_CHECKING:
-    from experiments.pipeline import RunRequest, Stage
+    from experiments.pipeline import RunRequest
+    from experiments.stage import Stage
 
 app = typer.Typer(
     name="couponlab",
@@ -31,15 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGE_HELP = {
-    "prepare": "Read and check the logs; build the weekly panel.",
-    "pretrain": "Pretrain the BERT user encoder on the logs' texts.",
-    "finetune": "Fine-tune and calibrate the response model, and fit its peers.",
-    "train": "Fit the simulators and train the PPO policy under a budget.",
-    "evaluate": "Judge all policies on held-out simulators and from logged data.",
-    "export": "Export the policy as a folder that runs without torch.",
-    "report": "Write the report.",
-}
 
 _LAYERS = "Configuration"
 _MACHINE = "Machine"
@@ -166,7 +160,7 @@ def _exit_status(error: Exception) -> int | None:
     """2 for bad input, 1 for work that cannot be done, None for what nobody expected."""
     from agents.serving import BundleError, DecisionInputError
     from envs.log_schema import LogError
-    from experiments.pipeline import StageError
+    from experiments.stage import StageError
 
     if isinstance(error, ConfigError | LogError | BundleError | DecisionInputError):
         return 2
@@ -391,7 +385,7 @@ def decide(
 
 @app.command(rich_help_panel="Use")
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark; a wrong name lists them.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: market.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows as JSON.")
     ] = None,
@@ -412,104 +406,6 @@ def bench(
         _console().print(make_table(name, rows))
         if json_file is not None:
             write_json(json_file, to_json([row.to_dict() for row in rows]))
-
-
-# What a run came to --------------------------------------------------------------------------------
-
-_POLICY_COLUMNS = {
-    "name": "policy",
-    "budget": "budget",
-    "spend": "spend",
-    "utilisation": "utilisation",
-    "incremental_margin": "incremental margin",
-    "interval": "95% interval",
-}
-_OPE_COLUMNS = {
-    "policy": "policy",
-    "estimator": "estimator",
-    "value": "value",
-    "interval": "95% interval",
-    "truth": "simulated truth",
-    "ess": "ESS",
-    "verdict": "verdict",
-}
-_SHOWN_ESTIMATORS = ("DM", "SNIPS", "DR")
-_INTERVAL = ("ci_low", "ci_high")
-
-
-def show_results(console: Console, results: Mapping[str, Any], out: Path) -> None:
-    """Print the policies, the model's fidelity and the off-policy estimates, and where things are.
-
-    Args:
-        console: where to.
-        results: the content of ``results.json``; nothing else is printed.
-        out: the run folder.
-    """
-    if policies := results.get("policies"):
-        title = "Policies, judged on simulators that trained none of them; money for all users of a campaign"
-        console.print(_table(title, policies, _POLICY_COLUMNS))
-    if fidelity := results.get("fidelity"):
-        console.print(_fidelity_line(fidelity), markup=False, highlight=False, soft_wrap=True)
-    if estimates := results.get("ope"):
-        shown = [
-            row
-            for row in estimates
-            if row.get("outcome", "reward") == "reward" and row["estimator"] in _SHOWN_ESTIMATORS
-        ]
-        title = "Offline estimates of margin per user, from logged data; the report has all of them"
-        console.print(_table(title, shown, _OPE_COLUMNS))
-    exported = (results.get("export") or {}).get("path")
-    paths = {
-        "report": out / "report" / "index.html",
-        "policy": out / exported if exported else None,
-        "results": out / "results.json",
-    }
-    for name, path in paths.items():
-        if path is not None and path.exists():
-            console.print(f"{name + ':':<9}{path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
-    """Rows as a table of the given columns (key -> heading); a column that no row has is left out."""
-    present = {key for row in rows for key in row} | {"interval"}
-    shown = {key: heading for key, heading in columns.items() if key in present}
-    table = Table(title=title, title_justify="left")
-    for key, heading in shown.items():
-        text = any(isinstance(row.get(key), str) for row in rows)
-        table.add_column(heading, justify="left" if text else "right")
-    for row in rows:
-        table.add_row(*(_interval(row) if key == "interval" else _cell(row.get(key)) for key in shown))
-    return table
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    low, high = (row.get(key) for key in _INTERVAL)
-    return "–" if low is None or high is None else f"{_cell(low)} … {_cell(high)}"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value).replace("[", r"\[")
-
-
-def _fidelity_line(fidelity: Mapping[str, Any]) -> str:
-    """The model and its peers in one line, on the same rows."""
-    measures = ("auc", "average_precision", "log_loss", "ece")
-
-    def words(found: Mapping[str, Any]) -> str:
-        return ", ".join(
-            f"{name.replace('_', ' ')} {_cell(found[name])}" for name in measures if name in found
-        )
-
-    peers = [f"{name} ({words(found)})" for name, found in fidelity.items() if isinstance(found, Mapping)]
-    split = f" on weeks {fidelity['split']}" if "split" in fidelity else ""
-    beside = f"; beside it {'; '.join(peers)}" if peers else ""
-    return f"Response model{split}: {words(fidelity)}{beside}"
 
 
 def main() -> None:

@@ -1,1 +1,12 @@
 """The stages of a run, one a file, in the order in which they run."""
+
+STAGE_HELP: dict[str, str] = {
+    "prepare": "Read and check the logs; build the weekly panel.",
+    "pretrain": "Write user texts and pretrain BERT on them.",
+    "finetune": "Fine-tune and calibrate the response model; fit its peers and the simulators.",
+    "train": "Train the PPO policy on the training simulators.",
+    "evaluate": "Judge all policies on held-out simulators and from logged data.",
+    "export": "Export the policy as a folder that runs without torch.",
+    "report": "Write the report with plots.",
+}
+"""Each stage in a line; here, so that the command line can show it without importing what stages need."""

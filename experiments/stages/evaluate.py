@@ -27,7 +27,8 @@ from envs.campaign import MarketSpec
 from experiments.artifacts import POLICY_FILE, POLICY_SHAPE_FILE, MarketParts, load_market, load_module
 from experiments.ope.evaluate import evaluate_policy
 from experiments.ope.logged_dataset import LoggedDataset
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 
 LOG_FILE = "logged.parquet"
 TRUTH_CAMPAIGNS = 8
@@ -303,5 +304,5 @@ STAGE = Stage(
     sections=("market", "evaluate"),
     inputs=("prepare", "finetune", "train"),
     run=run,
-    help="Judge the policies on held-out simulators and by off-policy evaluation.",
+    help=STAGE_HELP["evaluate"],
 )

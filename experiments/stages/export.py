@@ -29,7 +29,8 @@ from envs.offers import Catalogue
 from experiments.artifacts import BERT_FOLDER, PANEL_FILE, TOKENIZER_FILE, load_module
 from experiments.artifacts import ENCODER_FILE as ENCODER_WEIGHTS
 from experiments.ope.logged_dataset import LoggedDataset
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 from experiments.stages.evaluate import LOG_FILE, load_policy
 
 PARITY_BAR = 1e-5
@@ -139,5 +140,5 @@ STAGE = Stage(
     sections=("text", "encoder", "market"),
     inputs=("prepare", "pretrain", "finetune", "train", "evaluate"),
     run=run,
-    help="Export the policy and the encoder as ONNX, checked against torch.",
+    help=STAGE_HELP["export"],
 )

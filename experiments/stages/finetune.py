@@ -41,7 +41,8 @@ from experiments.fidelity import (
     lightgbm_probability,
     weekly_purchase,
 )
-from experiments.pipeline import Stage, StageContext
+from experiments.stage import Stage, StageContext
+from experiments.stages import STAGE_HELP
 
 HEAD_EPOCHS = 10
 HEAD_BATCH = 256
@@ -443,5 +444,5 @@ STAGE = Stage(
     sections=("text", "encoder", "finetune", "simulators"),
     inputs=("prepare", "pretrain"),
     run=run,
-    help="Fine-tune the response model, score it, and fit the simulators.",
+    help=STAGE_HELP["finetune"],
 )

@@ -11,7 +11,8 @@ from envs.logs import open_logs
 from envs.panel_from_logs import build_panel
 from envs.redemption_rows import redemption_rows
 from experiments.artifacts import PANEL_FILE, REDEMPTIONS_FILE, save_arrays
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 
 KEY_VARIABLE = "COUPONLAB_PSEUDONYM_KEY"
 KEY_FILE = "pseudonym.key"
@@ -95,5 +96,5 @@ STAGE = Stage(
     sections=("prepare",),
     inputs=(),
     run=run,
-    help="Read and check the logs, and build the weekly panel.",
+    help=STAGE_HELP["prepare"],
 )

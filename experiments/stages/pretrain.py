@@ -23,7 +23,8 @@ from encoders.pretraining import PretrainingConfig, PretrainingPairs, pretrain
 from encoders.response_data import training_anchors
 from encoders.user_text import UserTextStyle, basket_text, category_texts, category_words, user_texts
 from experiments.artifacts import BERT_FOLDER, PANEL_FILE, TOKENIZER_FILE
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 
 BASKET_ITEMS = 12
 
@@ -122,5 +123,5 @@ STAGE = Stage(
     sections=("text", "encoder", "pretrain"),
     inputs=("prepare",),
     run=run,
-    help="Write user texts and pretrain BERT on them.",
+    help=STAGE_HELP["pretrain"],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.pipeline import Stage
+from experiments.stage import Stage
 from experiments.stages import evaluate, export, finetune, prepare, pretrain, report, train
 
 STAGES: tuple[Stage, ...] = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from experiments import manifest
-from experiments.pipeline import Stage, StageContext
 from experiments.report.build import build_report
+from experiments.stage import Stage, StageContext
+from experiments.stages import STAGE_HELP
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -29,5 +30,5 @@ STAGE = Stage(
     sections=(),
     inputs=("prepare", "pretrain", "finetune", "train", "evaluate", "export"),
     run=run,
-    help="Write the report with plots.",
+    help=STAGE_HELP["report"],
 )

@@ -13,7 +13,8 @@ from agents.ppo import PPOConfig, RolloutReport, train_ppo
 from agents.training_market import TrainingMarket
 from envs.campaign import UNLIMITED_BUDGET, Campaign
 from experiments.artifacts import POLICY_FILE, POLICY_SHAPE_FILE, MarketParts, load_market, save_module
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 
 REPORTED_ROLLOUTS = 60
 
@@ -123,5 +124,5 @@ STAGE = Stage(
     sections=("market", "ppo"),
     inputs=("prepare", "finetune"),
     run=run,
-    help="Train the PPO policy on the training simulators.",
+    help=STAGE_HELP["train"],
 )

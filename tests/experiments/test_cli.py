@@ -14,9 +14,10 @@ from envs.log_schema import LogError
 from experiments import benchmarks, cli, manifest
 from experiments.benchmarks import Row
 from experiments.config import load_config
-from experiments.pipeline import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext, StageError
+from experiments.stages import STAGE_HELP
 
-COMMANDS = ("run", *cli.STAGE_HELP, "stages", "status", "config", "decide", "bench")
+COMMANDS = ("run", *STAGE_HELP, "stages", "status", "config", "decide", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_help(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"couponlab {command}" in result.output or f"{command} [OPTIONS]" in result.output
-    if command in ("run", *cli.STAGE_HELP):
+    if command in ("run", *STAGE_HELP):
         for option in ["preset", "data", "out", "seed", "device", "force", "threads", "config", "set"]:
             assert f"--{option}" in result.output
 

@@ -21,18 +21,10 @@ from rich.console import Console
 from experiments import manifest
 from experiments.config import ConfigError, RunConfig, load_config
 from experiments.manifest import hash_source, to_json
-from experiments.pipeline import (
-    RunRequest,
-    Stage,
-    StageContext,
-    StageError,
-    assess_run,
-    check_stages,
-    merge_results,
-    run_pipeline,
-)
+from experiments.pipeline import RunRequest, assess_run, check_stages, run_pipeline
 from experiments.progress import EventLog, Reporter
 from experiments.seeding import seed_generator, seed_integer, seed_stream
+from experiments.stage import Stage, StageContext, StageError, merge_results
 
 
 class Chain:
@@ -285,7 +277,8 @@ import sys, time
 from pathlib import Path
 from experiments import manifest
 from experiments.config import RunConfig
-from experiments.pipeline import RunRequest, Stage, run_pipeline
+from experiments.pipeline import RunRequest, run_pipeline
+from experiments.stage import Stage
 
 manifest.hash_source = lambda module: "source"
 
@@ -375,7 +368,7 @@ def test_reasons_are_told(chain: Chain, tmp_path: Path) -> None:
     go(chain, request)
     assert {a.state for a in assess_run(chain.stages, request).values()} == {"complete"}
     found = assess_run(chain.stages, ask(tmp_path / "run", "pretrain.epochs=5", "pretrain.batch_size=9"))
-    assert found["pretrain"].reason == "changed: pretrain.epochs (4 → 5), pretrain.batch_size (128 → 9)"
+    assert found["pretrain"].reason == "changed: pretrain.epochs (4 → 5), pretrain.batch_size (64 → 9)"
     assert (found["evaluate"].state, found["evaluate"].reason) == ("waiting", "for pretrain")
     assert assess_run(chain.stages, replace(request, seed=3))["prepare"].reason == "changed: the seed"
 
