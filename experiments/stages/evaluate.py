@@ -29,6 +29,7 @@ from experiments.ope.evaluate import evaluate_policy
 from experiments.ope.logged_dataset import LoggedDataset
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
+from experiments.threads import one_thread
 
 LOG_FILE = "logged.parquet"
 TRUTH_CAMPAIGNS = 8
@@ -81,6 +82,7 @@ def judge_settings(ctx: StageContext, parts: MarketParts) -> list[CampaignSettin
     ]
 
 
+@one_thread()
 def run(ctx: StageContext) -> dict[str, Any]:
     """Compare policies at equal budgets, then evaluate them from one logged campaign."""
     parts = load_market(ctx.input("prepare"), ctx.input("finetune"), ctx.config.market, ctx.device)

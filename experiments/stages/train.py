@@ -15,6 +15,7 @@ from envs.campaign import UNLIMITED_BUDGET, Campaign
 from experiments.artifacts import POLICY_FILE, POLICY_SHAPE_FILE, MarketParts, load_market, save_module
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
+from experiments.threads import one_thread
 
 REPORTED_ROLLOUTS = 60
 
@@ -34,6 +35,7 @@ def offered_prices(parts: MarketParts) -> tuple[PriceRange, float]:
     return price_range(prediction.uplift, prediction.budget_use), scale
 
 
+@one_thread()
 def run(ctx: StageContext) -> dict[str, Any]:
     """Train the policy; weeks after the training period serve no start."""
     parts = load_market(ctx.input("prepare"), ctx.input("finetune"), ctx.config.market, ctx.device)
