@@ -35,6 +35,7 @@ class Panel:
         display: [T, C] share of the category's sales weight on display, in [0, 1].
         mailer: [T, C] share of the category's sales weight in the mailer, in [0, 1].
         split: how the weeks are divided.
+        first_week_of_year: ISO number of the calendar week in which the log's week 1 lies; sets the season.
     """
 
     user_ids: npt.NDArray[np.str_]
@@ -49,6 +50,7 @@ class Panel:
     display: FloatArray
     mailer: FloatArray
     split: WeekSplit
+    first_week_of_year: int = 1
 
     def __post_init__(self) -> None:
         n, weeks, categories = self.bought.shape
@@ -90,17 +92,24 @@ class Panel:
 
     def save(self, path: Path) -> None:
         """Write the panel as one compressed ``.npz`` without pickled objects; the write is atomic."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "split"}
+        arrays = {name: getattr(self, name) for name in _array_names()}
         split = np.array([self.split.train_end, self.split.tune_end, self.split.report_end])
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, split=split, **arrays)
+            np.savez_compressed(
+                file, split=split, first_week_of_year=np.array(self.first_week_of_year), **arrays
+            )
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Panel:
         """Read a panel written by :meth:`save`."""
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {f.name: stored[f.name] for f in fields(cls) if f.name != "split"}
+            arrays = {name: stored[name] for name in _array_names()}
             split = WeekSplit(*(int(week) for week in stored["split"]))
-        return cls(**arrays, split=split)
+            first_week = int(stored["first_week_of_year"])
+        return cls(**arrays, split=split, first_week_of_year=first_week)
+
+
+def _array_names() -> list[str]:
+    return [f.name for f in fields(Panel) if f.name not in ("split", "first_week_of_year")]

@@ -49,13 +49,18 @@ def category_texts(panel: Panel) -> list[str]:
 
 
 def season_of_week(week: int) -> str:
-    """Return the season of week 1..53 of a year that starts in January, northern hemisphere."""
+    """Return the season of a week of the year, counted from January's first, northern hemisphere."""
     month = min(11, int((week - 1) % 52 * 12 / 52))
     return _MONTH_SEASON[month]
 
 
 def user_text(
-    profile: str, bought: npt.NDArray[np.bool_], week: int, words: Sequence[str], style: UserTextStyle
+    profile: str,
+    bought: npt.NDArray[np.bool_],
+    week: int,
+    words: Sequence[str],
+    style: UserTextStyle,
+    first_week_of_year: int = 1,
 ) -> str:
     """Return the text of one user at the start of ``week``.
 
@@ -65,10 +70,12 @@ def user_text(
         week: 1-based week that the text serves.
         words: [C] readable category names.
         style: how much to tell.
+        first_week_of_year: number within the year of the log's week 1.
     """
     past = bought[: week - 1]
     parts = [profile] if profile else []
-    parts.append(f"{season_of_week(week)} week {week}")
+    # The season in a word; a week's number would be one that training never saw.
+    parts.append(season_of_week(first_week_of_year + week - 1))
     counts = past[-style.habit_weeks :].sum(axis=0)
     habits = [int(c) for c in np.argsort(-counts, kind="stable")[: style.habit_items] if counts[c] > 0]
     if habits:
@@ -92,7 +99,7 @@ def user_texts(panel: Panel, week: int, style: UserTextStyle) -> list[str]:
     """Return the text of every user at the start of ``week``, [n]."""
     words = category_words(panel)
     return [
-        user_text(str(panel.profiles[user]), panel.bought[user], week, words, style)
+        user_text(str(panel.profiles[user]), panel.bought[user], week, words, style, panel.first_week_of_year)
         for user in range(panel.n_users)
     ]
 

@@ -103,6 +103,10 @@ class AssumedResponse:
     opt_out_fatigued: float
     opt_in_share: float
 
+    def next_fatigue(self, fatigue: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
+        """Return fatigue a week later, [n] in [0, 1], where a message was sent (bool [n]) or not."""
+        return ((fatigue + self.fatigue_gain * message) * self.fatigue_memory).clamp(max=1.0)
+
     def opt_out_probability(self, fatigue: torch.Tensor) -> torch.Tensor:
         """Return the probability that a message makes users of this fatigue, [n], opt out."""
         return self.opt_out_rested + (self.opt_out_fatigued - self.opt_out_rested) * fatigue

@@ -210,7 +210,14 @@ class Campaign:
         shocks: Shocks,
     ) -> tuple[Outcome, Expectation]:
         self.state, outcome, expectation = transition(
-            state, sent, self.spec.offers, self.world, calendar, shocks, requested
+            state,
+            sent,
+            self.spec.offers,
+            self.world,
+            calendar,
+            shocks,
+            self.spec.predictor.assumed,
+            requested,
         )
         self._prediction = None
         self._mask = None

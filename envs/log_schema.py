@@ -1,6 +1,6 @@
 """The log schema as data: which tables and columns a retailer's log has, and what a bad one raises.
 
-DESIGN.md section 3.1. Everything that reads a log (validation, adapters, the synthetic generator, the
+Everything that reads a log (validation, adapters, the synthetic generator, the
 panel) takes names, kinds and keys from here, so the schema is written once.
 """
 

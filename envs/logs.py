@@ -192,7 +192,7 @@ def _load_files(
             connection.execute(f"CREATE {kind} {raw(name)} AS SELECT * FROM {reader}")
             select = typed_select(connection, SCHEMA[name], "VARCHAR")
         except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:300]
             raise LogError(name, f"{path.name} cannot be read: {reason}") from error
         connection.execute(f"CREATE VIEW checked_{name} AS {select}")
         extra = sorted(

@@ -20,6 +20,7 @@ import torch
 
 from encoders.calendar import PromotionCalendar
 from encoders.history import HistoryState
+from envs.assumptions import AssumedResponse
 from envs.ledger import Ledger
 from envs.money import tensor_to_ticks, to_currency
 from envs.offers import OfferTensors
@@ -34,6 +35,7 @@ class MarketState:
         history: what n users did so far.
         embedding: [n, d] user embeddings.
         fatigue: [n] in [0, 1]; at 1 a message has no effect left.
+        believed_fatigue: [n] the same as the shop reckons it from what it sent; the true one it cannot see.
         opted_in: [n] bool, whether messages may be sent.
         coupons: held from earlier weeks.
         ledger: the shared budget.
@@ -43,6 +45,7 @@ class MarketState:
     history: HistoryState
     embedding: torch.Tensor
     fatigue: torch.Tensor
+    believed_fatigue: torch.Tensor
     opted_in: torch.Tensor
     coupons: HeldCoupons
     ledger: Ledger
@@ -149,6 +152,7 @@ def initial_state(
         history=history,
         embedding=embedding,
         fatigue=torch.zeros(n, device=device),
+        believed_fatigue=torch.zeros(n, device=device),
         opted_in=opted_in,
         coupons=HeldCoupons.none(n, device),
         ledger=Ledger.open(budget, device),
@@ -215,6 +219,7 @@ def transition(
     simulator: Simulator,
     calendar: PromotionCalendar,
     shocks: Shocks,
+    believed: AssumedResponse,
     requested: torch.Tensor | None = None,
 ) -> tuple[MarketState, Outcome, Expectation]:
     """Let a week happen after the offers were sent; steps 3 to 5.
@@ -226,6 +231,7 @@ def transition(
         simulator: the world that answers.
         calendar: the week's mass promotion, one row: depth [C] and so on.
         shocks: the week's chance.
+        believed: what the shop assumes, by which it keeps its own account of fatigue.
         requested: [n] offers asked for, to mark refusals; ``sent`` if None.
 
     Returns:
@@ -258,11 +264,14 @@ def transition(
 
     assumed = simulator.assumed
     opted_out = message & (shocks.opt_out < assumed.opt_out_probability(state.fatigue))
-    total = (1.0 + simulator.heads.other_spend_ratio) * spend.sum(dim=1)
+    # The other categories go with the visit, not with what a coupon adds to one category.
+    other = simulator.heads.other_spend_ratio * expectation.basket * visited
+    total = spend.sum(dim=1) + other
     after = MarketState(
         history=state.history.advance(visited, bought, total),
         embedding=state.embedding,
-        fatigue=((state.fatigue + assumed.fatigue_gain * message) * assumed.fatigue_memory).clamp(max=1.0),
+        fatigue=assumed.next_fatigue(state.fatigue, message),
+        believed_fatigue=believed.next_fatigue(state.believed_fatigue, message),
         opted_in=state.opted_in & ~opted_out,
         coupons=HeldCoupons.none(state.n_users, visited.device).where(
             ended, replace(coupons, weeks_left=weeks_left)

@@ -133,7 +133,7 @@ def predict(
     basket = (purchase * spend).sum(dim=1)
     nothing = torch.zeros(n, dtype=torch.bool, device=basket.device)
     carried = state.coupons.held
-    base_visit = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.fatigue, carried))
+    base_visit = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.believed_fatigue, carried))
     base_margin = predictor.margin_of_spend(base_visit * basket)
 
     slot_logit = utilities.purchase.gather(1, slots)
@@ -146,14 +146,14 @@ def predict(
         message = offers.message[k].expand(n)
         coupon = offers.coupon[k].expand(n)
         held = carried | coupon
-        visit = torch.sigmoid(predictor.visit_logit(utilities, message, state.fatigue, held))
-        later = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.fatigue, held))
+        visit = torch.sigmoid(predictor.visit_logit(utilities, message, state.believed_fatigue, held))
+        later = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.believed_fatigue, held))
         place = offers.slot[k]
         with_coupon = torch.sigmoid(slot_logit[:, place] + slot_slope[:, place] * offers.depth[k])
         gain = notice * coupon * (with_coupon - likelihood[:, place]) * slot_spend[:, place]
         weeks = offers.validity_weeks[k].clamp(min=1, max=weeks_left)
-        first = predictor.margin_of_spend(visit * (basket + gain)) - base_margin
-        following = predictor.margin_of_spend(later * (basket + gain)) - base_margin
+        first = predictor.margin_of_spend(visit * basket, visit * gain) - base_margin
+        following = predictor.margin_of_spend(later * basket, later * gain) - base_margin
         redeem = notice * coupon * with_coupon
         discount = expected_discount(
             slot_log_spend[:, place],
@@ -175,7 +175,7 @@ def predict(
             user_features(state.history),
             predictor.margin_of_spend(basket)[:, None],
             notice[:, None],
-            state.fatigue[:, None],
+            state.believed_fatigue[:, None],
             state.opted_in[:, None],
             carried[:, None],
             state.coupons.depth[:, None],

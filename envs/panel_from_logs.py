@@ -34,7 +34,7 @@ def build_panel(logs: Logs, *, n_categories: int, pseudonym_key: bytes) -> Panel
     the order does not depend on the key. Categories are the ``n_categories`` (fewer if the log has
     fewer) that most users bought in the train weeks, most bought first.
 
-    Promotion depth is a fixed-weight index (DESIGN.md section 3.2): each item's share of its category's
+    Promotion depth is a fixed-weight index: each item's share of its category's
     train-period sales at shelf price, times the item's chain-level discount rate of the week,
     sum(discount) / sum(spend + discount). Where an item did not sell, its last seen rate is carried
     forward; before its first sale its rate is unknown, and the other items' shares are scaled up.
@@ -71,6 +71,7 @@ def build_panel(logs: Logs, *, n_categories: int, pseudonym_key: bytes) -> Panel
             display=display,
             mailer=mailer,
             split=split,
+            first_week_of_year=logs.first_monday.isocalendar().week,
         )
 
 

@@ -63,11 +63,13 @@ class Expectation:
 
     Attributes:
         visit: [n] probability of a visit.
+        basket: [n] spend in the modelled categories given a visit, without what a coupon adds, currency.
         margin: [n] contribution margin before coupon cost, currency.
         discount: [n] redeemed discount, currency.
     """
 
     visit: torch.Tensor
+    basket: torch.Tensor
     margin: torch.Tensor
     discount: torch.Tensor
 
@@ -121,9 +123,16 @@ class Simulator:
         """Return the expected spend in each category given that it is bought, [n, C], currency."""
         return torch.exp(utilities.log_spend) * self.heads.expected_spend_factor
 
-    def margin_of_spend(self, modelled_spend: torch.Tensor) -> torch.Tensor:
-        """Return the margin on spend in the modelled categories, with the other categories' share added."""
-        return self.margin_rate * (1.0 + self.heads.other_spend_ratio) * modelled_spend
+    def margin_of_spend(
+        self, modelled_spend: torch.Tensor, coupon_gain: torch.Tensor | float = 0.0
+    ) -> torch.Tensor:
+        """Return the margin on a basket, with the share of the categories that are not modelled added.
+
+        Args:
+            modelled_spend: [n] spend in the modelled categories, without what a coupon adds.
+            coupon_gain: [n] what a coupon adds; it brings no spend in other categories with it.
+        """
+        return self.margin_rate * ((1.0 + self.heads.other_spend_ratio) * modelled_spend + coupon_gain)
 
     def expectation(
         self,
@@ -162,11 +171,12 @@ class Simulator:
         log_mean = of_category(utilities.log_spend)
         deviation = self.heads.spend_deviation[category[:, 0]]
         spend = torch.exp(log_mean + 0.5 * deviation**2)
-        basket = basket + noticed * (with_coupon - torch.sigmoid(logit)) * spend
+        gain = noticed * (with_coupon - torch.sigmoid(logit)) * spend
         discount = expected_discount(log_mean, deviation, coupons.depth, coupons.max_discount)
         return Expectation(
             visit=visit,
-            margin=self.margin_of_spend(visit * basket),
+            basket=basket,
+            margin=self.margin_of_spend(visit * basket, visit * gain),
             discount=visit * noticed * with_coupon * discount,
         )
 

@@ -1,6 +1,6 @@
 """A market with known parameters, in the schema of real logs, to check estimators and fits against truth.
 
-The process is that of DESIGN.md section 5, for user i, week t, category c (x: mass promotion)::
+The process, for user i, week t, category c (x: mass promotion)::
 
     visit      v_it  ~ Bernoulli(sigmoid(user_i + season_t))
     purchase   y_itc ~ Bernoulli(sigmoid(taste_ic + theta_c depth_tc + kappa_d display_tc + kappa_m mailer_tc

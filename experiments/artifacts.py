@@ -24,7 +24,7 @@ from envs.campaign import MarketSpec
 from envs.offers import Catalogue
 from envs.population import Population
 from envs.simulator import Simulator
-from experiments.config import MarketConfig
+from experiments.config import ConfigError, MarketConfig
 
 PANEL_FILE = "panel.npz"
 REDEMPTIONS_FILE = "redemptions.npz"
@@ -129,7 +129,7 @@ def load_market(prepared: Path, response: Path, config: MarketConfig, device: st
     tape = HistoryTape.of_panel(panel)
     fitting = [k for k, week in enumerate(weeks) if week + config.horizon_weeks <= panel.n_weeks]
     if not fitting:
-        raise ValueError(
+        raise ConfigError(
             f"market.horizon_weeks = {config.horizon_weeks} does not fit into {panel.n_weeks} unlocked weeks"
         )
     population = Population(
@@ -159,3 +159,9 @@ def load_market(prepared: Path, response: Path, config: MarketConfig, device: st
         judge_users=torch.tensor(content["judge_users"]),
         panel=panel,
     )
+
+
+def late_starts(parts: MarketParts) -> list[int]:
+    """Return the positions of the campaign starts after the training weeks, on which policies are judged."""
+    end = parts.panel.split.train_end
+    return [k for k, week in enumerate(parts.market.population.start_weeks) if week >= end]

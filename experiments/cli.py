@@ -160,11 +160,12 @@ def _exit_status(error: Exception) -> int | None:
     """2 for bad input, 1 for work that cannot be done, None for what nobody expected."""
     from agents.serving import BundleError, DecisionInputError
     from envs.log_schema import LogError
+    from envs.offers import CatalogueError
     from experiments.stage import StageError
 
-    if isinstance(error, ConfigError | LogError | BundleError | DecisionInputError):
+    if isinstance(error, ConfigError | LogError | CatalogueError | BundleError | DecisionInputError):
         return 2
-    return 1 if isinstance(error, StageError) else None
+    return 1 if isinstance(error, StageError | FloatingPointError) else None
 
 
 def _make_request(choices: _Choices, until: str | None) -> RunRequest:

@@ -101,7 +101,7 @@ class EncoderConfig(Section):
 
     name: ClassVar[str] = "encoder"
     preset: str = setting(
-        "tiny", "'tiny', 'minilm', or a path or hub name of a BERT", file=True, names=("tiny", "minilm")
+        "tiny", "'tiny', 'minilm', or the folder of a BERT", file=True, names=("tiny", "minilm")
     )
     layers: int = setting(2, "transformer layers (tiny only)", low=1)
     width: int = setting(128, "hidden width (tiny only)", low=8)
@@ -144,7 +144,9 @@ class FinetuneConfig(Section):
     head_learning_rate: float = setting(5e-3, "peak learning rate of the response heads", above=0.0)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     patience: int = setting(2, "epochs without improvement on the tuning weeks before stopping", low=1)
-    lightgbm_rows: int = setting(600_000, "rows given to the LightGBM peer", low=1000)
+    lightgbm_rows: int = setting(
+        12_000_000, "most rows (user, week, category) given to the LightGBM peer", low=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,9 @@ class MarketConfig(Section):
     """The market and its budget. Money is in the log's currency."""
 
     name: ClassVar[str] = "market"
-    n_users: int = setting(0, "users in the market; 0 takes all", low=0)
+    n_users: int = setting(0, "most users that policies are judged on; 0 takes all held out", low=0)
     horizon_weeks: int = setting(8, "length of a campaign, in weeks", low=1)
-    budget_per_user: float = setting(0.1, "subsidy budget of a campaign, per user", above=0.0)
+    budget_per_user: float = setting(0.2, "subsidy budget of a campaign, per user", above=0.0)
     margin_rate: float = setting(0.28, "contribution margin as a share of spend", above=0.0, high=1.0)
     catalogue: str = setting(
         "", "path of an offer catalogue; empty takes the built-in one", file=True, names=("",)

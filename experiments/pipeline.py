@@ -32,7 +32,6 @@ from experiments import manifest
 from experiments.config import SECTIONS, ConfigError, RunConfig, section_to_dict
 from experiments.manifest import CHECKPOINT_FOLDER, STATE_FOLDER, StageRecord
 from experiments.progress import EventLog, Reporter
-from experiments.seeding import seed_stream
 from experiments.stage import RESULTS_FILE, DeclaredConfig, Stage, StageContext, StageError, merge_results
 
 SAVE_SECONDS = 5.0
@@ -386,9 +385,6 @@ class _Run:
                 "config": request.config.to_dict(),
                 "data": {"source": request.data, "identity": self.ledger.data},
                 "seed": request.seed,
-                "seed_streams": {
-                    s.name: list(seed_stream(request.seed, s.name).spawn_key) for s in self.stages
-                },
                 **self.surroundings,
                 "stages": {stage.name: self._entry(stage) for stage in self.stages},
             },

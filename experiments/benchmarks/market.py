@@ -23,8 +23,6 @@ HORIZON_WEEKS = 8
 SIZES = (10_000, 100_000)
 REPEATS = 3
 BAR = 500_000.0
-PEER = "RetailSynth-AgentSim, products rather than categories (measured once, 2 cores)"
-PEER_USER_WEEKS = 14.6
 
 
 def benchmark_market(n_users: int, embedding: int = 64, seed: int = 0) -> MarketSpec:
@@ -112,9 +110,7 @@ def run() -> list[Row]:
                     f"{what}, {n_users:,} users, {N_CATEGORIES} categories",
                     user_weeks_per_second(n_users, with_predictions=with_predictions),
                     "user-weeks/s",
-                    peer=PEER,
-                    peer_value=PEER_USER_WEEKS,
-                    bar=BAR / PEER_USER_WEEKS if n_users == max(SIZES) and not with_predictions else None,
+                    bar=BAR if n_users == max(SIZES) and not with_predictions else None,
                     hardware=hardware,
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,17 @@ from agents.rollout import (
     value_at_prices,
 )
 from envs.campaign import MarketSpec
-from experiments.artifacts import POLICY_FILE, POLICY_SHAPE_FILE, MarketParts, load_market, load_module
+from experiments.artifacts import (
+    POLICY_FILE,
+    POLICY_SHAPE_FILE,
+    MarketParts,
+    late_starts,
+    load_market,
+    load_module,
+)
 from experiments.ope.evaluate import evaluate_policy
 from experiments.ope.logged_dataset import LoggedDataset
-from experiments.stage import Stage, StageContext, StageError
+from experiments.stage import Stage, StageContext
 from experiments.stages import STAGE_HELP
 from experiments.threads import one_thread
 
@@ -44,12 +51,32 @@ def load_policy(folder: Any) -> tuple[LearnedPolicy, PriceRange]:
     return LearnedPolicy(network), PriceRange(*content["price_range"])
 
 
-def mean_interval(
-    values: DoubleArray, rng: np.random.Generator, n_bootstrap: int, confidence: float = 0.95
+def world_means(gains: DoubleArray, world: npt.NDArray[np.int64]) -> DoubleArray:
+    """Return each user's mean gain in each world, [W, n], from campaigns [campaigns, n] and their worlds."""
+    return np.stack([gains[world == w].mean(axis=0) for w in np.unique(world)])
+
+
+def two_level_interval(
+    by_world: DoubleArray, rng: np.random.Generator, n_bootstrap: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, resampling the entries of ``values`` [n] (one per user)."""
-    n = len(values)
-    means = np.array([values[rng.integers(n, size=n)].mean() for _ in range(n_bootstrap)])
+    """Percentile bootstrap interval of the mean over worlds and users.
+
+    Worlds are resampled, then users: what is assumed differs between worlds, and a policy's margin depends
+    more on that than on who the users are. With few worlds the interval is rough, but not blind to them.
+
+    Args:
+        by_world: [W, n] mean gain of each user in each world.
+        rng: source of the resamples.
+        n_bootstrap: number of resamples.
+        confidence: of the interval.
+    """
+    n_worlds, n = by_world.shape
+    means = np.array(
+        [
+            by_world[rng.integers(n_worlds, size=n_worlds)].mean(axis=0)[rng.integers(n, size=n)].mean()
+            for _ in range(n_bootstrap)
+        ]
+    )
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
@@ -59,12 +86,7 @@ def judge_settings(ctx: StageContext, parts: MarketParts) -> list[CampaignSettin
     """Return the campaigns that every policy plays: judge worlds in turn, judge users, late start weeks."""
     settings = ctx.config.evaluate
     population = parts.market.population
-    late = [k for k, week in enumerate(population.start_weeks) if week >= parts.panel.split.train_end]
-    if not late:
-        raise StageError(
-            f"no campaign of {parts.market.horizon_weeks} weeks starts after the training weeks; "
-            "lower market.horizon_weeks"
-        )
+    late = late_starts(parts)
     users = parts.judge_users
     wanted = ctx.config.market.n_users
     if wanted:
@@ -94,7 +116,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     settings = judge_settings(ctx, parts)
     compared = _compare(ctx, market, policies, settings, prices)
     path = compared.pop("price_path")
-    return {**compared, **_off_policy(ctx, market, policies, myopic, settings, path)}
+    sensitivity = _sensitivity(ctx, market, learned, settings, prices)
+    return {
+        **compared,
+        "sensitivity": sensitivity,
+        **_off_policy(ctx, market, policies, myopic, settings, path),
+    }
 
 
 def _compare(
@@ -107,6 +134,8 @@ def _compare(
     """Play every campaign with every policy at every budget, under common random numbers."""
     evaluation = ctx.config.evaluate
     n_users = len(settings[0].users)
+    names = [setting.world.name for setting in settings]
+    world = np.array([names.index(name) for name in names])
     rows: list[dict[str, Any]] = []
     comparison: list[dict[str, Any]] = []
     pacing: list[dict[str, Any]] = []
@@ -123,18 +152,20 @@ def _compare(
         for multiple in evaluation.budgets:
             budget = ctx.config.market.budget_per_user * multiple * n_users
             gains: dict[str, DoubleArray] = {}
+            spends: dict[str, float] = {}
             for policy in policies:
                 results: list[CampaignResult] = []
                 for setting in settings:
                     results.append(play(policy, market, setting, budget, prices))
                     bar.advance()
-                gain = np.mean(
-                    [result.margin - control for result, control in zip(results, controls, strict=True)],
-                    axis=0,
+                gain = world_means(
+                    np.array([r.margin - control for r, control in zip(results, controls, strict=True)]),
+                    world,
                 )
                 gains[policy.name] = gain
-                low, high = mean_interval(gain, ctx.rng("intervals"), evaluation.n_bootstrap)
+                low, high = two_level_interval(gain, ctx.rng("intervals"), evaluation.n_bootstrap)
                 spend = float(np.mean([result.cost.sum() for result in results]))
+                spends[policy.name] = spend
                 weekly = np.mean([result.weekly_spend for result in results], axis=0)
                 path = np.exp(np.mean([np.log(result.dual_price) for result in results], axis=0))
                 rows.append(
@@ -148,6 +179,8 @@ def _compare(
                         "incremental_margin": float(gain.mean()) * n_users,
                         "ci_low": low * n_users,
                         "ci_high": high * n_users,
+                        "world_low": float(gain.mean(axis=1).min()) * n_users,
+                        "world_high": float(gain.mean(axis=1).max()) * n_users,
                         "n_users": n_users,
                         "campaigns": len(settings),
                         "refused": int(np.sum([result.refused for result in results])),
@@ -175,7 +208,7 @@ def _compare(
                 ]
                 if isinstance(policy, LearnedPolicy) and multiple == logged_multiple:
                     price_path = path.tolist()
-            comparison += _paired(ctx, gains, multiple, n_users)
+            comparison += _paired(ctx, gains, spends, multiple, n_users)
     return {
         "policies": rows,
         "comparison": comparison,
@@ -186,16 +219,21 @@ def _compare(
 
 
 def _paired(
-    ctx: StageContext, gains: dict[str, DoubleArray], multiple: float, n_users: int
+    ctx: StageContext,
+    gains: dict[str, DoubleArray],
+    spends: dict[str, float],
+    multiple: float,
+    n_users: int,
 ) -> list[dict[str, Any]]:
-    """Paired differences of PPO to each other policy, per campaign, with intervals by user."""
+    """Paired differences of PPO to each other policy, per campaign, and how their spends compare."""
     learned = gains[LearnedPolicy.name]
     rows = []
     for name, gain in gains.items():
         if name == LearnedPolicy.name:
             continue
         difference = learned - gain
-        low, high = mean_interval(difference, ctx.rng("intervals"), ctx.config.evaluate.n_bootstrap)
+        low, high = two_level_interval(difference, ctx.rng("intervals"), ctx.config.evaluate.n_bootstrap)
+        spent = spends[LearnedPolicy.name]
         rows.append(
             {
                 "name": LearnedPolicy.name,
@@ -204,9 +242,53 @@ def _paired(
                 "difference": float(difference.mean()) * n_users,
                 "ci_low": low * n_users,
                 "ci_high": high * n_users,
+                "spend_share": spends[name] / spent if spent > 0 else None,
             }
         )
     return rows
+
+
+def _sensitivity(
+    ctx: StageContext,
+    market: MarketSpec,
+    learned: Policy,
+    settings: Sequence[CampaignSetting],
+    prices: PriceRange,
+) -> list[dict[str, Any]]:
+    """Play the judge campaigns again in worlds where messages and coupons bring no visits."""
+    n_users = len(settings[0].users)
+    budget = ctx.config.market.budget_per_user * n_users
+
+    def mean_gain(campaigns: Sequence[CampaignSetting]) -> float:
+        gains = [
+            (play(learned, market, setting, budget, prices).margin - control_margin(market, setting)).sum()
+            for setting in campaigns
+        ]
+        return float(np.mean(gains))
+
+    without = [
+        replace(
+            setting,
+            world=replace(
+                setting.world, assumed=replace(setting.world.assumed, message_lift=0.0, coupon_lift=0.0)
+            ),
+        )
+        for setting in settings
+    ]
+    with ctx.progress("checking what is assumed", 2) as bar:
+        baseline = mean_gain(settings)
+        bar.advance()
+        remaining = mean_gain(without)
+        bar.advance()
+    return [
+        {
+            "policy": learned.name,
+            "assumption": "messages and coupons bring no visits",
+            "incremental_margin": remaining,
+            "baseline_margin": baseline,
+            "n_users": n_users,
+        }
+    ]
 
 
 def _off_policy(

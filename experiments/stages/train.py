@@ -12,7 +12,14 @@ from agents.pacing import PriceRange, price_range
 from agents.ppo import PPOConfig, RolloutReport, train_ppo
 from agents.training_market import TrainingMarket
 from envs.campaign import UNLIMITED_BUDGET, Campaign
-from experiments.artifacts import POLICY_FILE, POLICY_SHAPE_FILE, MarketParts, load_market, save_module
+from experiments.artifacts import (
+    POLICY_FILE,
+    POLICY_SHAPE_FILE,
+    MarketParts,
+    late_starts,
+    load_market,
+    save_module,
+)
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 from experiments.threads import one_thread
@@ -47,7 +54,15 @@ def run(ctx: StageContext) -> dict[str, Any]:
             f"no campaign of {market.horizon_weeks} weeks fits into the {parts.panel.split.train_end} "
             "training weeks; lower market.horizon_weeks"
         )
-    prices, scale = offered_prices(parts)
+    if not late_starts(parts):
+        raise StageError(
+            f"no campaign of {market.horizon_weeks} weeks starts after the training weeks, so none could "
+            "be judged; lower market.horizon_weeks"
+        )
+    try:
+        prices, scale = offered_prices(parts)
+    except ValueError as error:
+        raise StageError(f"the catalogue cannot be paced: {error}") from error
     env = TrainingMarket(
         market,
         parts.train_worlds,

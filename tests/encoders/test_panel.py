@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ def test_a_split_must_increase(ends: tuple[int, int, int]) -> None:
 
 
 def test_save_and_load_give_the_same_panel(panel: Panel, tmp_path: Path) -> None:
+    panel = replace(panel, first_week_of_year=27)
     panel.save(tmp_path / "panel.npz")
     loaded = Panel.load(tmp_path / "panel.npz")
-    assert loaded.split == panel.split
+    assert (loaded.split, loaded.first_week_of_year) == (panel.split, 27)
     for name, value in content(panel).items():
-        if name != "split":
+        if name not in ("split", "first_week_of_year"):
             np.testing.assert_array_equal(getattr(loaded, name), value)
             assert getattr(loaded, name).dtype == value.dtype
     assert [path.name for path in tmp_path.iterdir()] == ["panel.npz"]
@@ -57,7 +58,9 @@ def test_a_panel_with_a_locked_week_is_refused(panel: Panel, weeks_off: int) -> 
         Panel(**{**content(panel), "split": split})
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Panel) if f.name not in ("bought", "split")])
+@pytest.mark.parametrize(
+    "name", [f.name for f in fields(Panel) if f.name not in ("bought", "split", "first_week_of_year")]
+)
 def test_a_wrong_shape_is_named(panel: Panel, name: str) -> None:
     with pytest.raises(ValueError, match=rf"Panel\.{name} has shape"):
         Panel(**{**content(panel), name: getattr(panel, name)[1:]})

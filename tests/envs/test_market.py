@@ -121,7 +121,7 @@ def test_invariants_of_a_campaign(budget_per_user: float, seed: int, policy_seed
         assert torch.equal(outcome.reserved, limit)
         # Baskets.
         assert not (outcome.bought & ~outcome.visited[:, None]).any()
-        assert torch.equal(outcome.spend > 0, outcome.bought.any(dim=1))
+        assert torch.equal(outcome.spend > 0, outcome.visited)
         torch.testing.assert_close(outcome.margin, eventful_world().margin_rate * outcome.spend)
         # State.
         assert ((after.fatigue >= 0) & (after.fatigue <= 1)).all()
@@ -217,9 +217,9 @@ def test_permuted_users_with_permuted_luck_have_permuted_outcomes(budget: float)
         permuted(state, order), offer[order], slots[order], spec.offers, 3, moved.priority
     )
     assert torch.equal(sent_moved, sent[order])
-    after, outcome, expected = transition(issued, sent, spec.offers, world, calendar, shocks)
+    after, outcome, expected = transition(issued, sent, spec.offers, world, calendar, shocks, world.assumed)
     after_moved, outcome_moved, expected_moved = transition(
-        issued_moved, sent_moved, spec.offers, world, calendar, moved
+        issued_moved, sent_moved, spec.offers, world, calendar, moved, world.assumed
     )
     for name in ("visited", "bought", "redeemed", "discount", "delivery"):
         assert torch.equal(getattr(outcome_moved, name), getattr(outcome, name)[order])

@@ -157,7 +157,7 @@ def test_a_long_coupon_against_a_week_by_week_sum(validity: int, weeks_left: int
     buy, buy_with = torch.sigmoid(logit), torch.sigmoid(logit + extra)
     spend = predictor.expected_spend(utilities).gather(1, slot)[:, 0]
     basket = (torch.sigmoid(utilities.purchase) * predictor.expected_spend(utilities)).sum(dim=1)
-    lifted = basket + notice * (buy_with - buy) * spend
+    gain = notice * (buy_with - buy) * spend
     discount = expected_discount(
         utilities.log_spend.gather(1, slot)[:, 0],
         heads.spend_deviation[slot[:, 0]],
@@ -170,7 +170,7 @@ def test_a_long_coupon_against_a_week_by_week_sum(validity: int, weeks_left: int
     for week in range(min(validity, weeks_left)):
         push = assumed.message_lift if week == 0 else 0.0
         visit = torch.sigmoid(utilities.visit + assumed.coupon_lift + push)
-        margin = margin + held * predictor.margin_of_spend(visit * lifted - base * basket)
+        margin = margin + held * predictor.margin_of_spend((visit - base) * basket, visit * gain)
         used = held * visit * notice * buy_with
         cost = cost + used * discount
         held = held - used

@@ -191,7 +191,10 @@ def arrays(
     built: tuple[Panel, RedemptionRows],
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
     return {
-        name: getattr(part, name) for part in built for name in part.__dataclass_fields__ if name != "split"
+        name: np.asarray(getattr(part, name))
+        for part in built
+        for name in part.__dataclass_fields__
+        if name != "split"
     }
 
 

@@ -98,7 +98,9 @@ def test_the_expectation_is_the_mean_of_many_weeks(offer: int, correlation: floa
     totals = np.zeros((repeats, 3))
     for k in range(repeats):
         shocks = draw_shocks(n, market.population.n_categories, generator)
-        _, outcome, expected = transition(state, sent, market.offers, world, campaign.calendar, shocks)
+        _, outcome, expected = transition(
+            state, sent, market.offers, world, campaign.calendar, shocks, world.assumed
+        )
         discount = outcome.discount.double() / 10_000
         for column_, value in enumerate((outcome.visited.double(), outcome.margin.double(), discount)):
             totals[k, column_] = float(value.mean())
@@ -125,7 +127,7 @@ def test_purchases_keep_their_probability_and_go_together_as_the_copula_says(cor
     state, sent = issue(campaign.state, offer, campaign.prediction.slots, market.offers, 8, torch.rand(n))
     shocks = draw_shocks(n, market.population.n_categories, generator)
     shocks = replace(shocks, visit=torch.zeros(n), notice=torch.zeros(n))  # all visit, all notice
-    _, outcome, _ = transition(state, sent, market.offers, world, campaign.calendar, shocks)
+    _, outcome, _ = transition(state, sent, market.offers, world, campaign.calendar, shocks, world.assumed)
     utilities = world.utilities(state.history, state.embedding, campaign.calendar)
     category = int(state.coupons.category[0])
     shelf = float(campaign.calendar.depth[category])
