@@ -16,8 +16,8 @@ _POLICY_COLUMNS = {
     "utilisation": "utilisation",
     "incremental_margin": "incremental margin",
     "interval": "95% interval",
-    "world_low": "worst world",
-    "world_high": "best world",
+    "world_low": "lowest simulator",
+    "world_high": "highest simulator",
 }
 _OPE_COLUMNS = {
     "policy": "policy",

@@ -28,7 +28,17 @@ from experiments.report.policy_sections import (
     policies_section,
 )
 from experiments.report.standing import standing_of
-from experiments.report.wording import number_in, percent, plain, readable, rows_in, short, text_in
+from experiments.report.wording import (
+    ABSENT,
+    Currency,
+    number_in,
+    percent,
+    plain,
+    readable,
+    rows_in,
+    short,
+    text_in,
+)
 
 Results = Mapping[str, Any]
 
@@ -169,4 +179,36 @@ def _limits(results: Results) -> list[tuple[str, str]]:
             "The direct method trusts its value model, and the model's error is in no interval.",
         ),
     ]
+    limits[2:2] = [("With an assumption switched off.", words) for words in _sensitivity(results)]
     return limits
+
+
+def _sensitivity(results: Results) -> list[str]:
+    """Say, for each assumption that was switched off, what is left of the margin."""
+    money = Currency.of_results(results)
+    sentences = []
+    for row in rows_in(results, "sensitivity"):
+        left, whole = number_in(row, "incremental_margin"), number_in(row, "baseline_margin")
+        users, assumption = number_in(row, "n_users"), text_in(row, "assumption")
+        if left is None or whole is None or not users or assumption == ABSENT:
+            continue
+        sentence = (
+            f"If {assumption}, {readable(text_in(row, 'policy'))} earns {money.headline(left / users)} "
+            f"instead of {money.headline(whole / users)} per user"
+        )
+        sentences.append(f"{sentence}{_verdict(left / whole) if whole > 0 else ''}.")
+    return sentences
+
+
+def _verdict(share: float) -> str:
+    """Say how much of a margin rests on an assumption, given the share left without it."""
+    assumed = percent(1 - share, 0)
+    if share < 0:
+        return ": all of the margin is assumed, and without it the policy loses"
+    if share <= 0.1:
+        return ": nearly all of the margin is assumed"
+    if share <= 0.5:
+        return f": most of the margin ({assumed}) is assumed"
+    if share < 0.95:
+        return f": {assumed} of the margin is assumed"
+    return ": the margin does not rest on it"

@@ -67,20 +67,37 @@ def _models(fidelity: Row) -> dict[str, Row]:
 
 
 def fidelity_finding(fidelity: Row) -> str:
-    """Say how the model compares with LightGBM and with each household's own frequency."""
+    """Say how the model compares with LightGBM, each household's own frequency, and itself without text."""
     models = _models(fidelity)
     ours = number_in(fidelity, "log_loss")
     if ours is None:
         return "How well the model predicts purchases"
     text = f"Log loss {plain(ours, 4)}"
-    gaps = []
-    for key in ("lightgbm", "frequency"):
-        peer = number_in(models[key], "log_loss") if key in models else None
-        if peer:
-            change = (ours - peer) / peer
-            direction = "below" if change < 0 else "above"
-            gaps.append(f"{percent(abs(change))} {direction} {MODELS[key]}")
-    return f"{text}: {' and '.join(gaps)}" if gaps else text
+    changes = {
+        key: (ours - peer) / peer
+        for key, row in models.items()
+        if key and (peer := number_in(row, "log_loss"))
+    }
+    parts = []
+    if gaps := [_gap(changes[key], MODELS[key]) for key in ("lightgbm", "frequency") if key in changes]:
+        parts.append(", ".join(gaps))
+    if "no_text" in changes:
+        change = changes["no_text"]
+        beside = _gap(change, "the same model without text")
+        helps = change < 0 and not _is_level(change)
+        parts.append(f"text helps: {beside}" if helps else f"text adds nothing ({beside})")
+    return f"{text}: {'; '.join(parts)}" if parts else text
+
+
+def _is_level(change: float) -> bool:
+    """Whether a relative change is nothing at the digits that a title shows."""
+    return percent(abs(change)) == percent(0.0)
+
+
+def _gap(change: float, peer: str) -> str:
+    if _is_level(change):
+        return f"level with {peer}"
+    return f"{percent(abs(change))} {'below' if change < 0 else 'above'} {peer}"
 
 
 def fidelity_section(results: Results) -> Section | None:

@@ -37,7 +37,7 @@ Tick = Callable[[float, int], str]
 
 @dataclass(frozen=True)
 class Mark:
-    """One estimate: a point, its interval if any, and the words to its right."""
+    """One estimate: a point, its interval if any, a wider range behind it, and the words to its right."""
 
     label: str
     value: float | None
@@ -47,6 +47,7 @@ class Mark:
     colour: str = BLUE
     marker: str = "o"
     filled: bool = True
+    outer: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ def _labels(panel: DotPanel) -> list[str]:
 def _draw_dots(axes: Axes, panel: DotPanel, *, repeats: bool) -> None:
     low, high = panel.limits or (-math.inf, math.inf)
     for y, mark in enumerate(panel.marks):
+        if mark.outer is not None:
+            ends = max(mark.outer[0], low), min(mark.outer[1], high)
+            if ends[0] < ends[1]:
+                axes.plot(ends, (y, y), color=GREY, linewidth=0.8, solid_capstyle="butt", zorder=1.5)
         if mark.low is not None and mark.high is not None:
             ends = max(mark.low, low), min(mark.high, high)
             if ends[0] < ends[1]:

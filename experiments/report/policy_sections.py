@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from experiments.report.canvas import BLUE, INK
+from experiments.report.canvas import BLUE, GREY, INK
 from experiments.report.page import Block, Column, Plot, Section, Table
 from experiments.report.plots import (
     DotPanel,
@@ -14,7 +14,15 @@ from experiments.report.plots import (
     dot_panels,
     line_panels,
 )
-from experiments.report.standing import PolicyRow, Results, Standing, standing_of
+from experiments.report.standing import (
+    EQUAL_SPEND,
+    NO_OFFER,
+    Difference,
+    PolicyRow,
+    Results,
+    Standing,
+    standing_of,
+)
 from experiments.report.wording import (
     ABSENT,
     number_in,
@@ -23,6 +31,8 @@ from experiments.report.wording import (
     several,
     short,
 )
+
+EQUAL_SPEND_WORDS = f"to within {percent(EQUAL_SPEND[1] - 1, 0)}"
 
 
 def headline(standing: Standing) -> str:
@@ -91,7 +101,10 @@ def _margin_plot(standing: Standing) -> Plot:
             values = (row.margin, row.low, row.high) if row else (None, None, None)
             colour, shape = look[name]
             words = money.amount(values[0], 3, sign=True) if row else "not run"
-            marks.append(Mark(name, *values, words=words, colour=colour, marker=shape))
+            outer = None
+            if row and row.world_low is not None and row.world_high is not None:
+                outer = (row.world_low, row.world_high)
+            marks.append(Mark(name, *values, words=words, colour=colour, marker=shape, outer=outer))
         axis = f"incremental margin per user and campaign ({money.unit})"
         title = _budget_title(standing, multiple)
         panels.append(DotPanel(title, axis, marks, reference=0.0, tick=money.amount))
@@ -100,7 +113,19 @@ def _margin_plot(standing: Standing) -> Plot:
     note = "Bar: confidence interval. Dashed line: sending nothing."
     if campaigns is not None:
         note += f" Mean of {several(int(campaigns), 'simulated campaign')}."
+    if _has_worlds(standing):
+        note += " Thin grey line: from the lowest to the highest mean over the judge's simulators"
+        focus = standing.focus
+        if focus.world_low is not None and focus.world_high is not None:
+            note += (
+                f"; for {focus.name} they disagree: {money.interval(focus.world_low, focus.world_high, 2)}"
+            )
+        note += "."
     return Plot(finding, dot_panels("policies", finding, panels, columns=_across(panels)), note)
+
+
+def _has_worlds(standing: Standing) -> bool:
+    return any(row.world_low is not None and row.world_high is not None for row in standing.rows)
 
 
 def _across(panels: Sequence[object]) -> int:
@@ -118,9 +143,9 @@ def _difference_plot(standing: Standing) -> Plot:
                 d.value,
                 d.low,
                 d.high,
-                words=money.amount(d.value, 3, sign=True),
+                words=money.amount(d.value, 3, sign=True) + (" †" if d.at_equal_spend is False else ""),
                 filled=d.includes_zero is False,
-                colour=BLUE if d.name == standing.focus.name else INK,
+                colour=_difference_colour(d, standing),
             )
             for d in here
         ]
@@ -130,13 +155,43 @@ def _difference_plot(standing: Standing) -> Plot:
             panels.append(DotPanel(title, axis, marks, reference=0.0, tick=money.amount))
     here = [d for d in standing.differences if d.multiple == standing.multiple] or list(standing.differences)
     mine = [d for d in here if d.name == standing.focus.name] or here
-    ahead = sum(d.includes_zero is False and (d.value or 0) > 0 for d in mine)
-    behind = sum(d.includes_zero is False and (d.value or 0) < 0 for d in mine)
-    finding = f"{mine[0].name} is clearly ahead of {ahead} of {several(len(mine), 'baseline')}"
-    finding += f" and clearly behind {behind}" if behind else ""
-    finding += _at_budget(standing)
+    finding = _difference_finding(mine) + _at_budget(standing)
     note = "Paired, campaign by campaign. Filled: the interval excludes 0. Hollow: it includes 0."
+    if any(d.at_equal_spend is False for d in standing.differences):
+        note += f" Grey with †: not at equal spend {EQUAL_SPEND_WORDS}; the table has the shares."
     return Plot(finding, dot_panels("comparison", finding, panels, columns=_across(panels)), note)
+
+
+def _difference_colour(difference: Difference, standing: Standing) -> str:
+    if difference.at_equal_spend is False:
+        return GREY
+    return BLUE if difference.name == standing.focus.name else INK
+
+
+def _difference_finding(differences: Sequence[Difference]) -> str:
+    """Count the baselines that are clearly beaten, among those that spend alike."""
+    name = differences[0].name
+    counted = [d for d in differences if d.at_equal_spend is not False]
+    unequal = len(differences) - len(counted)
+    if not counted:
+        return f"{name} has no baseline at equal spend: none of {unequal} can be counted"
+    ahead = sum(d.includes_zero is False and (d.value or 0) > 0 for d in counted)
+    behind = sum(d.includes_zero is False and (d.value or 0) < 0 for d in counted)
+    comparable = "comparable " if unequal else ""
+    finding = f"{name} is clearly ahead of {ahead} of {several(len(counted), f'{comparable}baseline')}"
+    finding += f" and clearly behind {behind}" if behind else ""
+    return f"{finding} ({unequal} not at equal spend, not counted)" if unequal else finding
+
+
+def _spend_words(difference: Difference) -> str:
+    """Say what the baseline spends beside the policy, and whether that is alike."""
+    share = difference.spend_share
+    if share is None:
+        return ABSENT
+    if difference.at_equal_spend is not False:
+        return "sends nothing: the zero" if difference.baseline.lower() == NO_OFFER else percent(share)
+    digits = 1 if EQUAL_SPEND[0] <= round(share, 2) <= EQUAL_SPEND[1] else 0
+    return f"spends {percent(share, digits)} of {difference.name}'s: not at equal spend"
 
 
 def _frontier_plot(standing: Standing) -> Plot:
@@ -204,11 +259,13 @@ def _frontier_table(standing: Standing) -> Table:
 
 def _policy_table(standing: Standing) -> Table:
     money = standing.currency
+    worlds = _has_worlds(standing)
     rows, strong = _rows(
         standing,
         lambda item: [
             money.amount(item.margin, 3, sign=True),
             money.interval(item.low, item.high),
+            *([money.interval(item.world_low, item.world_high)] if worlds else []),
             money.amount(item.spend, 3),
             money.amount(item.net, 3, sign=True),
             money.amount(item.budget, 3),
@@ -218,10 +275,14 @@ def _policy_table(standing: Standing) -> Table:
             money.amount(number_in(item.row, "budget")),
         ],
     )
-    titles = ("budget", "margin", "interval", "spend", "less spend", "budget per user", "of it spent")
+    disagree = ("simulators disagree",) if worlds else ()
+    spends = ("spend", "less spend", "budget per user", "of it spent")
+    titles = ("budget", "margin", "interval", *disagree, *spends)
     totals = ("margin, all users", "spend, all users", "budget, all users")
     columns = [Column("policy", words=True), *(Column(title) for title in (*titles, *totals))]
     caption = f"Per user and campaign on average, and for all users together; money in {money.unit}"
+    if worlds:
+        caption += ". Simulators disagree: lowest to highest mean margin over the judge's simulators"
     return Table("policies", caption, columns, rows, strong=strong)
 
 
@@ -266,6 +327,7 @@ def _digits(value: float | None) -> int:
 def _difference_table(standing: Standing) -> Table:
     money = standing.currency
     reading = {None: ABSENT, True: "includes 0: not told apart", False: "excludes 0"}
+    known = any(d.spend_share is not None for d in standing.differences)
     rows = [
         [
             d.name,
@@ -275,6 +337,7 @@ def _difference_table(standing: Standing) -> Table:
             money.interval(d.low, d.high),
             money.amount(number_in(d.row, "difference"), 2, sign=True),
             reading[d.includes_zero],
+            *([_spend_words(d)] if known else []),
         ]
         for d in standing.differences
     ]
@@ -283,6 +346,9 @@ def _difference_table(standing: Standing) -> Table:
         Column("against", words=True),
         *(Column(title) for title in ("budget", "per user", "interval", "all users")),
         Column("the interval", words=True),
+        *([Column("spend of the baseline", words=True)] if known else []),
     ]
     caption = "Paired differences in incremental margin, per campaign"
+    if known:
+        caption += f". Comparable where the spend is equal {EQUAL_SPEND_WORDS}"
     return Table("comparison", caption, columns, rows, folded=len(rows) > 12)

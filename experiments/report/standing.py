@@ -10,6 +10,9 @@ from experiments.report.canvas import BLUE, GREY, LINE_COLOURS, MARKERS, VERMILI
 from experiments.report.wording import Currency, Row, number_in, readable, rows_in, text_in
 
 Results = Mapping[str, Any]
+NO_OFFER = "no offer"
+EQUAL_SPEND = (0.95, 1.05)
+"""Shares of the policy's spend between which a baseline counts as spending alike."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class PolicyRow:
         margin: incremental margin, with its interval ``low`` to ``high``.
         spend: charged to the budget.
         budget: cap.
+        world_low: lowest mean margin over the judge's simulators.
+        world_high: highest.
         row: as in the results.
     """
 
@@ -32,6 +37,8 @@ class PolicyRow:
     high: float | None
     spend: float | None
     budget: float | None
+    world_low: float | None
+    world_high: float | None
     row: Row
 
     @property
@@ -58,6 +65,19 @@ class Difference:
         if self.low is None or self.high is None:
             return None
         return self.low <= 0 <= self.high
+
+    @property
+    def spend_share(self) -> float | None:
+        """The baseline's spend divided by the policy's; None where it is not known."""
+        return number_in(self.row, "spend_share")
+
+    @property
+    def at_equal_spend(self) -> bool | None:
+        """Whether the two spend alike; no offer is the zero and always comparable; None if not known."""
+        if self.baseline.lower() == NO_OFFER:
+            return True
+        share = self.spend_share
+        return None if share is None else EQUAL_SPEND[0] <= share <= EQUAL_SPEND[1]
 
 
 @dataclass(frozen=True)
@@ -175,11 +195,20 @@ def standing_of(results: Results) -> Standing | None:
 
 def _policy(row: Row) -> PolicyRow:
     users = number_in(row, "n_users")
-    margin, low, high, spend, budget = (
+    margin, low, high, spend, budget, world_low, world_high = (
         _each(number_in(row, key), users)
-        for key in ("incremental_margin", "ci_low", "ci_high", "spend", "budget")
+        for key in (
+            "incremental_margin",
+            "ci_low",
+            "ci_high",
+            "spend",
+            "budget",
+            "world_low",
+            "world_high",
+        )
     )
-    return PolicyRow(readable(text_in(row, "name")), multiple_of(row), margin, low, high, spend, budget, row)
+    name = readable(text_in(row, "name"))
+    return PolicyRow(name, multiple_of(row), margin, low, high, spend, budget, world_low, world_high, row)
 
 
 def multiple_of(row: Row) -> float:

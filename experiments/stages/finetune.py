@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
 from encoders.finetuning import Embedder, FittingConfig, fit_response
 from encoders.panel import Panel
-from encoders.response import PROMOTION_UNIT, ResponseHeads
+from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData, anchor_texts, training_anchors
 from encoders.user_text import UserTextStyle, category_texts
-from envs.assumptions import ASSUMED_RANGES, AssumedResponse
+from envs.assumptions import AssumedResponse
 from experiments.artifacts import (
     BERT_FOLDER,
     EMBEDDINGS_FILE,
@@ -41,6 +40,7 @@ from experiments.fidelity import (
     lightgbm_probability,
     weekly_purchase,
 )
+from experiments.parameter_table import assumed_parameters, fitted_parameters
 from experiments.stage import Stage, StageContext
 from experiments.stages import STAGE_HELP
 
@@ -125,7 +125,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
     return {
         "fine_tuning": {"epochs": [vars(report) for report in reports]},
         "fidelity": fidelity,
-        "response": {"fitted": _fitted_parameters(heads, data), "assumed": _assumed_parameters()},
+        "response": {
+            "fitted": fitted_parameters(heads, data, redemptions["redeemed"]),
+            "assumed": assumed_parameters(),
+        },
     }
 
 
@@ -350,6 +353,12 @@ def _fit_simulators(
         for role, users in sides.items():
             for number in range(1, counts[role] + 1):
                 name = f"{role}-{number}"
+                file = f"simulator-{name}.safetensors"
+                assumed = AssumedResponse.draw(ctx.rng(f"assumptions {name}"))
+                records.append(SimulatorRecord(role, file, assumed))
+                if (ctx.folder / file).is_file():  # fitted before an interruption
+                    bar.advance()
+                    continue
                 rng = ctx.rng(f"simulator {name}")
                 drawn = rng.choice(users, len(users), replace=True)
                 fitted = ResponseHeads(heads.base_rate, heads.embedding)
@@ -374,9 +383,7 @@ def _fit_simulators(
                     embeddings,
                     users,
                 )
-                file = f"simulator-{name}.safetensors"
                 save_module(fitted, ctx.folder / file)
-                records.append(SimulatorRecord(role, file, AssumedResponse.draw(rng)))
                 bar.advance()
     save_simulators(ctx.folder, records, sides["train"], sides["judge"])
 
@@ -389,53 +396,6 @@ def _rows_by_user(texts: AnchorTexts, n_users: int) -> npt.NDArray[np.int64]:
 
 def _steps(n_texts: int, config: FittingConfig) -> int:
     return config.epochs * -(-n_texts // config.batch_size)
-
-
-@torch.no_grad()
-def _fitted_parameters(heads: ResponseHeads, data: ResponseData) -> list[dict[str, Any]]:
-    """Describe the fitted parameters that a reader can judge, in natural units."""
-    end = data.panel.split.train_end
-    source = f"fitted on weeks 1-{end}, calibrated on weeks {end + 1}-{data.panel.split.tune_end}"
-    slope = float(heads.calibration[1, 0])
-    depth = slope * heads.depth_effect()
-    values = [
-        (
-            "depth effect, mean over categories",
-            float(depth.mean()),
-            "added to the purchase logit per unit of depth",
-        ),
-        ("depth effect, smallest category", float(depth.min()), "the same; never negative by construction"),
-        ("depth effect, largest category", float(depth.max()), "the same"),
-        (
-            "display effect",
-            slope * float(heads.display_effect) / PROMOTION_UNIT,
-            "per unit share of sales on display",
-        ),
-        (
-            "mailer effect",
-            slope * float(heads.mailer_effect) / PROMOTION_UNIT,
-            "per unit share of sales in the mailer",
-        ),
-        (
-            "basket effect",
-            float(heads.basket_correlation),
-            "correlation within a visit of what decides purchases, probit scale",
-        ),
-        (
-            "other spend",
-            float(heads.other_spend_ratio),
-            "spend outside the modelled categories per unit inside",
-        ),
-        ("text match", float(heads.match_scale), "weight of the match of user and category text"),
-    ]
-    return [
-        {"name": name, "value": value, "meaning": meaning, "source": source}
-        for name, value, meaning in values
-    ]
-
-
-def _assumed_parameters() -> list[dict[str, Any]]:
-    return [{"name": f.name, **asdict(ASSUMED_RANGES[f.name])} for f in fields(AssumedResponse)]
 
 
 STAGE = Stage(

@@ -14,6 +14,7 @@ import pytest
 from markupsafe import Markup
 
 from experiments.report import build, build_report, plots
+from experiments.report.model_sections import fidelity_finding
 from experiments.report.wording import Currency, duration, percent, plain, short
 
 USERS, WEEKS = 1_931, 6
@@ -44,6 +45,8 @@ def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
                     "incremental_margin": margin,
                     "ci_low": margin - 0.06 * USERS,
                     "ci_high": margin + 0.05 * USERS,
+                    "world_low": margin * 0.463,
+                    "world_high": margin * 1.627,
                     "n_users": USERS,
                     "campaigns": 24,
                     "refused": rng.uniform(0, 90),
@@ -60,6 +63,7 @@ def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
                         "difference": gap,
                         "ci_low": gap - 0.041 * USERS,
                         "ci_high": gap + 0.037 * USERS,
+                        "spend_share": {"no offer": 0.0, "random": 0.9517}.get(name, 1.0123),
                     }
                 )
             planned = np.full(WEEKS, cap / WEEKS)
@@ -186,6 +190,15 @@ def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
         "pacing": pacing,
         "offers": offers,
         "ope": ope,
+        "sensitivity": [
+            {
+                "policy": "ppo",
+                "assumption": "messages and coupons bring no visits",
+                "incremental_margin": 0.0021 * USERS,
+                "baseline_margin": 0.713 * USERS,
+                "n_users": USERS,
+            }
+        ],
         "logged": {"behaviour": "myopic uplift with 30% exploration", "steps": 15943, "users": 1997},
         "export": {"path": "export", "parity_max_abs_diff": 2.384e-7, "bytes": 9123457},
         "timing": {"prepare": 21.43, "pretrain": 96.21, "train": 143.94},
@@ -307,7 +320,9 @@ def test_every_number_of_the_tables_is_shown(full: Page) -> None:
     fidelity.pop("visit")
     fidelity.pop("rows")
     policies = results["policies"]
-    ends = [[row[key] / USERS for key in ("ci_low", "ci_high")] for row in policies]
+    ends = [
+        [row[key] / USERS for key in ("ci_low", "ci_high", "world_low", "world_high")] for row in policies
+    ]
     totals = [
         [row[key] for key in ("spend", "budget", "incremental_margin", "utilisation")] for row in policies
     ]
@@ -367,7 +382,8 @@ def test_titles_state_what_the_data_say(full: Page) -> None:
         "PPO earns +$0.71 per user, 4% above myopic uplift (interval includes 0)",
         "PPO is clearly ahead of 2 of 3 baselines",
         "2 of 2 trusted intervals contain the truth; 2 of 6 call for caution and 2 of 6 must not be used",
-        "Log loss 0.1683: 0.5% below LightGBM and 7.1% below own frequency",
+        "Log loss 0.1683: 0.5% below LightGBM, 7.1% below own frequency; "
+        "text helps: 1.0% below the same model without text",
         "Fine-tuning is best after epoch 2: tuning loss 0.3832; later epochs are worse",
         "4 min 22 s in all; train takes 55%",
     ]
@@ -389,6 +405,85 @@ def test_titles_follow_the_data(tmp_path: Path) -> None:
     assert "PPO earns +$0.60 per user, 12% below myopic uplift (interval excludes 0)" in page.findings
     assert "PPO is clearly ahead of 2 of 3 baselines and clearly behind 1" in page.findings
     assert any(finding.startswith("Log loss 0.1750: 3.5% above LightGBM") for finding in page.findings)
+
+
+def test_text_that_adds_nothing_is_said_to() -> None:
+    peers = {"lightgbm": {"log_loss": 0.1683}, "frequency": {"log_loss": 0.1713}}
+    ours = {"log_loss": 0.168, **peers, "no_text": {"log_loss": 0.1678}}
+    finding = "Log loss 0.1680: 0.2% below LightGBM, 1.9% below own frequency; "
+    nothing = "text adds nothing (0.1% above the same model without text)"
+    assert fidelity_finding(ours) == finding + nothing
+    level = {"log_loss": 0.168, "no_text": {"log_loss": 0.16801}}
+    text = "Log loss 0.1680: text adds nothing (level with the same model without text)"
+    assert fidelity_finding(level) == text
+    assert fidelity_finding({"log_loss": 0.168}) == "Log loss 0.1680"
+
+
+@pytest.mark.usefixtures("quick")
+def test_baselines_at_another_spend_are_marked_and_not_counted(tmp_path: Path) -> None:
+    results = make_results()
+    for row in results["comparison"]:
+        row["spend_share"] = {"random": 0.2312, "myopic_uplift": 0.9499}.get(row["baseline"], 0.0)
+    page = page_of(results, tmp_path)
+    finding = "PPO is clearly ahead of 1 of 1 comparable baseline (2 not at equal spend, not counted)"
+    assert finding in page.findings
+    spends = [row[-1] for row in page.tables["comparison"][1:]]
+    assert spends == [
+        "spends 95.0% of PPO's: not at equal spend",
+        "spends 23% of PPO's: not at equal spend",
+        "sends nothing: the zero",
+    ]
+    assert "Grey with †: not at equal spend to within 5%" in page.words
+    del results["comparison"][-1]
+    page = page_of(results, tmp_path)
+    assert "PPO has no baseline at equal spend: none of 2 can be counted" in page.findings
+
+
+@pytest.mark.usefixtures("quick")
+def test_spend_shares_and_simulators_may_be_unknown(tmp_path: Path) -> None:
+    results = make_results()
+    for row in results["comparison"]:
+        row["spend_share"] = None
+    for row in results["policies"]:
+        del row["world_low"], row["world_high"]
+    page = page_of(results, tmp_path)
+    assert "PPO is clearly ahead of 2 of 3 baselines" in page.findings
+    assert page.tables["comparison"][0][-1] == "the interval"
+    assert "imulators disagree" not in page.words
+
+
+def test_simulators_that_disagree_are_shown(full: Page) -> None:
+    assert "for PPO they disagree: $0.33 to $1.16" in full.words
+    head, first = full.tables["policies"][:2]
+    assert first[head.index("simulators disagree")] == "$0.330 to $1.160"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("left", "verdict"),
+    [
+        (0.0021, "earns $0.002 instead of $0.71 per user: nearly all of the margin is assumed."),
+        (0.0, "earns $0.00 instead of $0.71 per user: nearly all of the margin is assumed."),
+        (-0.2, "earns −$0.20 instead of $0.71 per user: all of the margin is assumed, and without it"),
+        (0.2, "earns $0.20 instead of $0.71 per user: most of the margin (72%) is assumed."),
+        (0.5, "earns $0.50 instead of $0.71 per user: 30% of the margin is assumed."),
+        (0.75, "earns $0.75 instead of $0.71 per user: the margin does not rest on it."),
+        (None, ""),
+    ],
+)
+def test_an_assumption_switched_off_is_told(left: float | None, verdict: str, tmp_path: Path) -> None:
+    results = make_results()
+    results["sensitivity"][0]["incremental_margin"] = None if left is None else left * USERS
+    page = page_of(results, tmp_path)
+    sentence = f"If messages and coupons bring no visits, PPO {verdict}"
+    assert (sentence in page.words) == (left is not None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_prior_is_shown_as_the_source(tmp_path: Path) -> None:
+    results = make_results()
+    results["response"]["fitted"][0]["source"] = "prior: too few redemptions"
+    assert page_of(results, tmp_path).tables["fitted"][1][-1] == "prior: too few redemptions"
 
 
 def test_limits_are_stated(full: Page) -> None:
@@ -421,7 +516,7 @@ def test_a_missing_part_is_said_to_be_missing(part: str, tmp_path: Path) -> None
     results = make_results()
     del results[part]
     page = page_of(results, tmp_path)
-    sections = {"pretraining", "fine_tuning", "logged", "comparison"}
+    sections = {"pretraining", "fine_tuning", "logged", "comparison", "sensitivity"}
     if part not in sections:
         assert f"has not run: results.json holds no “{part}”" in page.words
     assert part not in page.tables

@@ -146,7 +146,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
 
 
 def test_nothing_in_the_locked_weeks_changes_any_result(finished: Path, logs: Path, tmp_path: Path) -> None:
-    """Rewrite who bought what, for how much, in the locked weeks: only the hash of the data may differ."""
+    """Rewrite purchases, promotions and redemptions of the locked weeks: only the data's hash may differ."""
     altered = tmp_path / "altered"
     shutil.copytree(logs, altered)
     path = altered / "transactions.parquet"
@@ -162,6 +162,14 @@ def test_nothing_in_the_locked_weeks_changes_any_result(finished: Path, logs: Pa
         )
         connection.execute(f"DELETE FROM t WHERE timestamp >= {boundary} AND hash(basket_id) % 3 = 0")
         connection.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+        for table, change in (
+            ("promotions", f"UPDATE x SET display = NOT display WHERE week > {N_WEEKS - LOCKED_WEEKS}"),
+            ("redemptions", f"DELETE FROM x WHERE timestamp >= {boundary}"),
+        ):
+            file = altered / f"{table}.parquet"
+            connection.execute(f"CREATE OR REPLACE TABLE x AS SELECT * FROM read_parquet('{file}')")
+            connection.execute(change)
+            connection.execute(f"COPY x TO '{file}' (FORMAT parquet)")
     out = tmp_path / "run"
     done = run(altered, out)
     assert done.returncode == 0, done.stdout + done.stderr
