@@ -32,7 +32,7 @@ class ResponseData:
         calendar: mass promotion by week.
         bought: [T, n, C] bool.
         visited: [T, n] bool.
-        category_spend: [T, n, C] float16 log of spend where bought, 0 elsewhere.
+        log_spend: [T, n, C] float16 log of spend where bought, 0 elsewhere.
     """
 
     panel: Panel

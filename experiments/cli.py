@@ -391,7 +391,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows as JSON.")
     ] = None,
 ) -> None:
-    """Measure against a named peer on this machine, and print the ratio."""
+    """Measure speed on this machine, beside the bar to reach."""
     with _clear_errors():
         from experiments.benchmarks import BENCHMARKS, make_table
         from experiments.manifest import to_json, write_json

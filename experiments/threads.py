@@ -14,8 +14,7 @@ def one_thread() -> Iterator[None]:
     """Run a block on one CPU thread, in torch and in BLAS.
 
     The market with a thousand users, the policy network and fitted Q evaluation work on arrays so small that
-    handing them to a second thread costs more than it saves: on two cores PPO makes 11,000 steps a second
-    with one thread and 5,000 with two.
+    handing them to a second thread costs more than it saves.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Benchmarks: each prints a ratio against a named peer, measured in the same run on the same machine.
+"""Benchmarks: measures on this machine, beside a named peer where one is measured in the same run.
 
 A benchmark is a module here with a function ``run() -> list[Row]``. It is imported only when asked for.
 """

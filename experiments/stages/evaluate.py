@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ TRUTH_CAMPAIGNS = 8
 DoubleArray = npt.NDArray[np.float64]
 
 
-def load_policy(folder: Any) -> tuple[LearnedPolicy, PriceRange]:
+def load_policy(folder: Path) -> tuple[LearnedPolicy, PriceRange]:
     """Load the trained policy and its range of dual prices from the ``train`` stage's folder."""
     content = json.loads((folder / POLICY_SHAPE_FILE).read_text(encoding="utf-8"))
     network = OfferNetwork(OfferNetworkShape(**content["shape"]))

@@ -567,7 +567,9 @@ def test_a_row_may_lack_any_key(tmp_path: Path) -> None:
     for part in ("policies", "comparison", "pacing", "offers", "ope"):
         for place, row in enumerate(results[part]):
             del row[list(row)[place % len(row)]]
-    page_of(results, tmp_path)
+    page = page_of(results, tmp_path)
+    for section in ("What the policies earn", "Spend against plan", "What was sent", "Offline evaluation"):
+        assert section in page.words
 
 
 @pytest.mark.usefixtures("quick")
