@@ -27,7 +27,6 @@ from agents.serving import (
     SETTINGS_FILE,
     CouponPolicy,
 )
-from encoders.bert import TextEncoder
 from envs.offers import Catalogue
 
 TIE = 1e-6
@@ -55,7 +54,7 @@ def export_policy_graph(network: OfferNetwork, path: Path) -> None:
     )
 
 
-def export_encoder_graph(encoder: TextEncoder, path: Path) -> None:
+def export_encoder_graph(encoder: nn.Module, path: Path) -> None:
     """Write the encoder as ONNX: ``ids``, ``attention`` [n, L] int64 to ``text_embedding`` [n, d] float32."""
     ids = torch.ones(2, 12, dtype=torch.int64)
     shape = {0: "n", 1: "length"}
@@ -149,7 +148,7 @@ def policy_parity(
 
 
 def encoder_parity(
-    encoder: TextEncoder, folder: Path, ids: npt.NDArray[np.int64], attention: npt.NDArray[np.int64]
+    encoder: nn.Module, folder: Path, ids: npt.NDArray[np.int64], attention: npt.NDArray[np.int64]
 ) -> float:
     """Return the largest difference of an embedding entry between ONNX and torch."""
     import onnxruntime

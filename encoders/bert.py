@@ -7,7 +7,7 @@ anything else is a local folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,33 @@ class TextEncoder(nn.Module):
         pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         embedding: torch.Tensor = self.norm(self.project(pooled))
         return embedding
+
+
+class EnsembleEncoder(nn.Module):
+    """Encoders trained from different seeds, side by side: their embeddings are one wider embedding.
+
+    What a head adds up over the width is then the sum of what each member says (deep ensembles,
+    Lakshminarayanan et al. 2017).
+
+    Args:
+        members: at least one encoder.
+    """
+
+    def __init__(self, members: Sequence[TextEncoder]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def __iter__(self) -> Iterator[TextEncoder]:
+        return iter(self.members)  # type: ignore[arg-type]
+
+    @property
+    def n_members(self) -> int:
+        """Number of members K."""
+        return len(self.members)
+
+    def forward(self, ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Return embeddings [B, K·d] of token ids [B, L] with attention mask [B, L]."""
+        return torch.cat([member(ids, attention) for member in self.members], dim=1)
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 
 from encoders.panel import Panel
 
-TREND_RECENT_WEEKS = 2
+TREND_RECENT_WEEKS = 4
 TREND_REFERENCE_WEEKS = 13
 
 
@@ -24,7 +24,7 @@ class PromotionCalendar:
         depth: [T, C] shelf discount, fraction of the regular price.
         display: [T, C] share of the category's sales weight on display.
         mailer: [T, C] share of the category's sales weight in the mailer.
-        category_trend: [T, C] log ratio of the category's purchase rate in the two weeks before to the
+        category_trend: [T, C] log ratio of the category's purchase rate in the four weeks before to the
             thirteen weeks before: the season as it shows itself, without looking ahead.
         visit_trend: [T] the same for visits.
     """

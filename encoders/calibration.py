@@ -9,7 +9,7 @@ from scipy.stats import norm
 from torch import nn
 
 from encoders.response import ResponseHeads
-from encoders.response_data import AnchorTexts, ResponseData
+from encoders.response_data import ResponseData, UserWeeks
 
 REDEMPTION_RIDGE = 30.0
 """Penalty on squared redemption weights, in log-likelihood units: a few hundred redemptions must not be
@@ -18,45 +18,39 @@ spread over a whole embedding."""
 
 @torch.no_grad()
 def linear_predictors(
-    heads: ResponseHeads,
-    data: ResponseData,
-    texts: AnchorTexts,
-    embeddings: torch.Tensor,
-    text_rows: torch.Tensor | None = None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], torch.Tensor, torch.Tensor]:
-    """Return visit logits [r], purchase logits [r, C], user [r] and week index [r] of all served weeks.
+    heads: ResponseHeads, data: ResponseData, rows: UserWeeks
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return visit logits [r] and purchase logits [r, C] of user-weeks.
 
     Args:
         heads: the model, on the CPU.
         data: states and calendar.
-        texts: user texts.
-        embeddings: [len(texts), d].
-        text_rows: which texts; all if None.
+        rows: r user-weeks.
     """
-    visit, purchase, users, weeks = [], [], [], []
-    rows = torch.arange(len(texts)) if text_rows is None else text_rows
-    for chunk in rows.split(512):
-        position, user, week = texts.rows(chunk)
+    visit, purchase = [], []
+    for chunk in rows.chunks(2048):
         utilities = heads(
-            data.tape.before(week, user), embeddings[chunk][position], data.calendar.weeks(week)
+            data.tape.before(chunk.week, chunk.user), chunk.embedding, data.calendar.weeks(chunk.week)
         )
         visit.append(utilities.visit.numpy())
         purchase.append(utilities.purchase.numpy())
-        users.append(user)
-        weeks.append(week)
-    return np.concatenate(visit), np.concatenate(purchase), torch.cat(users), torch.cat(weeks)
+    return np.concatenate(visit), np.concatenate(purchase)
 
 
-def calibrate(heads: ResponseHeads, data: ResponseData, texts: AnchorTexts, embeddings: torch.Tensor) -> None:
+def calibrate(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
     """Set the slope and intercept of the visit and purchase logits on the given (tuning) weeks.
 
     Platt scaling (Platt 1999) of each head as a whole; it keeps the order of users and categories.
     """
-    visit, purchase, user, week = linear_predictors(heads, data, texts, embeddings)
-    visited = data.visited[week, user].numpy()
-    bought = data.bought[week, user].numpy()[visited]
+    visit, purchase = linear_predictors(heads, data, rows)
+    visited = data.visited[rows.week, rows.user].numpy()
+    bought = data.bought[rows.week, rows.user].numpy()[visited]
+    weight = rows.weight.numpy()
     fitted = torch.stack(
-        [_platt(visit.ravel(), visited.ravel()), _platt(purchase[visited].ravel(), bought.ravel())]
+        [
+            _platt(visit, visited, weight),
+            _platt(purchase[visited].ravel(), bought.ravel(), weight[visited].repeat(bought.shape[1])),
+        ]
     )
     before = heads.calibration.clone()
     # Compose with what is already there: slope·(a·u + b) + intercept.
@@ -64,14 +58,17 @@ def calibrate(heads: ResponseHeads, data: ResponseData, texts: AnchorTexts, embe
     heads.calibration[:, 1] = fitted[:, 0] * before[:, 1] + fitted[:, 1]
 
 
-def _platt(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """Slope and intercept by Newton's method on the two-parameter logistic likelihood."""
+def _platt(
+    logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_], count: npt.NDArray[np.float32]
+) -> torch.Tensor:
+    """Slope and intercept by Newton's method on the two-parameter logistic likelihood of weighted rows."""
     u = torch.from_numpy(logit).double()
     y = torch.from_numpy(label).double()
+    n = torch.from_numpy(count).double()
     parameters = torch.tensor([1.0, 0.0], dtype=torch.float64)
     for _ in range(25):
         p = torch.sigmoid(parameters[0] * u + parameters[1])
-        residual, weight = y - p, p * (1 - p)
+        residual, weight = n * (y - p), n * p * (1 - p)
         gradient = torch.stack([(residual * u).sum(), residual.sum()])
         cross = (weight * u).sum()
         hessian = torch.stack(
@@ -86,9 +83,7 @@ def _platt(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> torc
     return parameters.float()
 
 
-def set_basket_correlation(
-    heads: ResponseHeads, data: ResponseData, texts: AnchorTexts, embeddings: torch.Tensor
-) -> None:
+def set_basket_correlation(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
     """Set the within-visit correlation ρ² by matching the variance of basket size.
 
     Under the Gaussian copula of :mod:`encoders.response` two purchases have, to first order in ρ²
@@ -98,13 +93,14 @@ def set_basket_correlation(
 
     Set too the ratio of spend outside the modelled categories to spend inside.
     """
-    _, purchase, user, week = linear_predictors(heads, data, texts, embeddings)
-    visited = data.visited[week, user].numpy()
+    _, purchase = linear_predictors(heads, data, rows)
+    visited = data.visited[rows.week, rows.user].numpy()
     p = 1.0 / (1.0 + np.exp(-purchase[visited].astype(np.float64)))
-    size = data.bought[week, user].numpy()[visited].sum(axis=1)
+    size = data.bought[rows.week, rows.user].numpy()[visited].sum(axis=1)
     density = norm.pdf(norm.ppf(np.clip(p, 1e-12, 1 - 1e-12)))
-    excess = ((size - p.sum(axis=1)) ** 2 - (p * (1 - p)).sum(axis=1)).mean()
-    coupling = (density.sum(axis=1) ** 2 - (density**2).sum(axis=1)).mean()
+    weight = rows.weight.numpy()[visited].astype(np.float64)
+    excess = weight @ ((size - p.sum(axis=1)) ** 2 - (p * (1 - p)).sum(axis=1))
+    coupling = weight @ (density.sum(axis=1) ** 2 - (density**2).sum(axis=1))
     heads.basket_correlation.fill_(float(np.clip(excess / coupling, 0.0, 0.95)))
     end = data.panel.split.train_end
     inside = float(data.panel.category_spend[:, :end].sum(dtype=np.float64))

@@ -21,13 +21,35 @@ _FAST = 0.5 ** (1.0 / FAST_HALF_LIFE_WEEKS)
 PRIOR_VISITS = 2.0
 """Weight, in visits, of the category's base rate in a user's purchase rate."""
 
-CATEGORY_FEATURES = ("slow_rate_logit", "fast_rate_logit", "log_recency", "log_overdue", "just_bought")
+RECENT_WEEKS = 4
+"""Weeks of which it is remembered exactly whether a category was bought."""
+
+RECENT_BASKETS = 4
+"""Weeks of which the size of the basket is remembered."""
+
+MOST_TRIPS = 7.0
+"""Trips in a week that count; more of them say no more."""
+
+CATEGORY_FEATURES = (
+    "slow_rate_logit",
+    "fast_rate_logit",
+    "log_recency",
+    "log_overdue",
+    "bought_1_week_ago",
+    "bought_2_weeks_ago",
+    "bought_3_weeks_ago",
+    "bought_4_weeks_ago",
+)
 USER_FEATURES = (
     "slow_visit_logit",
     "fast_visit_logit",
     "log_visit_recency",
     "log_basket_size",
     "log_basket_spend",
+    "log_slow_trips",
+    "log_fast_trips",
+    "last_trips",
+    *(f"log_basket_{k}_weeks_ago" for k in range(1, RECENT_BASKETS + 1)),
 )
 
 
@@ -39,6 +61,7 @@ class HistoryState:
         category_recency: [n, C] weeks since the category was last bought, capped at NEVER_WEEKS.
         category_slow: [n, C] decayed number of weeks with a purchase, half-life 16 weeks.
         category_fast: [n, C] the same, half-life 4 weeks.
+        recent: [n, C] uint8, bit k - 1 is whether the category was bought k weeks ago, k up to RECENT_WEEKS.
         visit_recency: [n] weeks since the last visit, capped.
         visits_slow: [n] decayed number of weeks with a visit, half-life 16 weeks.
         visits_fast: [n] the same, half-life 4 weeks.
@@ -46,11 +69,16 @@ class HistoryState:
         weeks_fast: [n] the same, half-life 4 weeks.
         basket_size: [n] decayed sum of categories bought, half-life 16 weeks.
         basket_spend: [n] decayed sum of spend, log's currency, half-life 16 weeks.
+        trips_slow: [n] decayed number of shopping trips, half-life 16 weeks.
+        trips_fast: [n] the same, half-life 4 weeks.
+        last_trips: [n] trips in the last week.
+        recent_baskets: [n, RECENT_BASKETS] categories bought 1, 2, ... weeks ago.
     """
 
     category_recency: torch.Tensor
     category_slow: torch.Tensor
     category_fast: torch.Tensor
+    recent: torch.Tensor
     visit_recency: torch.Tensor
     visits_slow: torch.Tensor
     visits_fast: torch.Tensor
@@ -58,6 +86,10 @@ class HistoryState:
     weeks_fast: torch.Tensor
     basket_size: torch.Tensor
     basket_spend: torch.Tensor
+    trips_slow: torch.Tensor
+    trips_fast: torch.Tensor
+    last_trips: torch.Tensor
+    recent_baskets: torch.Tensor
 
     @classmethod
     def empty(cls, n_users: int, n_categories: int, device: str | torch.device = "cpu") -> HistoryState:
@@ -73,6 +105,7 @@ class HistoryState:
             category_recency=per_category(NEVER_WEEKS),
             category_slow=per_category(),
             category_fast=per_category(),
+            recent=torch.zeros((n_users, n_categories), dtype=torch.uint8, device=device),
             visit_recency=per_user(NEVER_WEEKS),
             visits_slow=per_user(),
             visits_fast=per_user(),
@@ -80,29 +113,41 @@ class HistoryState:
             weeks_fast=per_user(),
             basket_size=per_user(),
             basket_spend=per_user(),
+            trips_slow=per_user(),
+            trips_fast=per_user(),
+            last_trips=per_user(),
+            recent_baskets=torch.zeros((n_users, RECENT_BASKETS), device=device),
         )
 
-    def advance(self, visited: torch.Tensor, bought: torch.Tensor, spend: torch.Tensor) -> HistoryState:
+    def advance(self, trips: torch.Tensor, bought: torch.Tensor, spend: torch.Tensor) -> HistoryState:
         """Return the state after one more week.
 
         Args:
-            visited: [n] bool.
+            trips: [n] shopping trips of the week; none is no visit.
             bought: [n, C] bool; False wherever the user did not visit.
             spend: [n] spend of the week in all categories.
         """
+        visited = trips > 0
+        counted = trips.to(self.trips_slow.dtype).clamp(max=MOST_TRIPS)
         purchase = bought.to(self.category_slow.dtype)
         visit = visited.to(self.category_slow.dtype)
+        size = purchase.sum(dim=1)
         return HistoryState(
             category_recency=torch.where(bought, 1.0, (self.category_recency + 1.0).clamp(max=NEVER_WEEKS)),
             category_slow=self.category_slow * _SLOW + purchase,
             category_fast=self.category_fast * _FAST + purchase,
+            recent=((self.recent << 1) | bought.to(torch.uint8)) & (2**RECENT_WEEKS - 1),
             visit_recency=torch.where(visited, 1.0, (self.visit_recency + 1.0).clamp(max=NEVER_WEEKS)),
             visits_slow=self.visits_slow * _SLOW + visit,
             visits_fast=self.visits_fast * _FAST + visit,
             weeks_slow=self.weeks_slow * _SLOW + 1.0,
             weeks_fast=self.weeks_fast * _FAST + 1.0,
-            basket_size=self.basket_size * _SLOW + purchase.sum(dim=1),
+            basket_size=self.basket_size * _SLOW + size,
             basket_spend=self.basket_spend * _SLOW + spend,
+            trips_slow=self.trips_slow * _SLOW + counted,
+            trips_fast=self.trips_fast * _FAST + counted,
+            last_trips=counted,
+            recent_baskets=torch.cat([size[:, None], self.recent_baskets[:, :-1]], dim=1),
         )
 
     def rows(self, index: torch.Tensor) -> HistoryState:
@@ -133,7 +178,7 @@ def category_features(state: HistoryState, base_rate: torch.Tensor) -> list[torc
         _logit(fast),
         torch.log(state.category_recency),
         torch.log1p(overdue),
-        torch.exp(-0.5 * state.category_recency),
+        *(((state.recent >> k) & 1).to(slow.dtype) for k in range(RECENT_WEEKS)),
     ]
 
 
@@ -147,6 +192,10 @@ def user_features(state: HistoryState) -> torch.Tensor:
             torch.log(state.visit_recency),
             torch.log1p(state.basket_size / visits),
             torch.log1p(state.basket_spend / visits),
+            torch.log((state.trips_slow + 0.5) / (state.weeks_slow + 1.0)),
+            torch.log((state.trips_fast + 0.5) / (state.weeks_fast + 1.0)),
+            state.last_trips,
+            *torch.log1p(state.recent_baskets).T,
         ],
         dim=1,
     )

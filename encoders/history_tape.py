@@ -16,6 +16,10 @@ _STORED_DTYPE = {
 }
 
 
+def _state(name: str, value: torch.Tensor) -> torch.Tensor:
+    return value if name == "recent" else value.float()
+
+
 @dataclass(frozen=True)
 class HistoryTape:
     """States before week 1, 2, ..., T and after week T.
@@ -38,7 +42,7 @@ class HistoryTape:
                 rows[name].append(value.to(_STORED_DTYPE.get(name, value.dtype)))
             if week < panel.n_weeks:
                 state = state.advance(
-                    torch.from_numpy(panel.visited[:, week]),
+                    torch.from_numpy(panel.trips[:, week]),
                     torch.from_numpy(panel.bought[:, week]),
                     torch.from_numpy(panel.basket_spend[:, week]),
                 )
@@ -46,8 +50,10 @@ class HistoryTape:
 
     def before(self, week_index: torch.Tensor, user: torch.Tensor) -> HistoryState:
         """Return the states of ``user`` before week ``week_index`` (0-based), both [m]."""
-        return HistoryState(**{name: value[week_index, user].float() for name, value in self.stored.items()})
+        return HistoryState(
+            **{name: _state(name, value[week_index, user]) for name, value in self.stored.items()}
+        )
 
     def week(self, week_index: int) -> HistoryState:
         """Return the state of all users before week ``week_index`` (0-based)."""
-        return HistoryState(**{name: value[week_index].float() for name, value in self.stored.items()})
+        return HistoryState(**{name: _state(name, value[week_index]) for name, value in self.stored.items()})

@@ -29,6 +29,8 @@ class Panel:
         departments: [C] department of each category.
         bought: [n, T, C] bool, whether the user bought the category in the week.
         visited: [n, T] bool, whether the user bought anything at all (in any category, modelled or not).
+        trips: [n, T] uint8, shopping trips (baskets) of the week; 0 where the user did not visit.
+        coupon_used: [n, T] bool, whether any coupon lowered the bill of the week.
         basket_spend: [n, T] total spend of the week, all categories, in the log's currency.
         category_spend: [n, T, C] spend by modelled category, after shelf discounts.
         promotion_depth: [T, C] shelf discount as a fraction: fixed-weight index over the items.
@@ -44,6 +46,8 @@ class Panel:
     departments: npt.NDArray[np.str_]
     bought: npt.NDArray[np.bool_]
     visited: npt.NDArray[np.bool_]
+    trips: npt.NDArray[np.uint8]
+    coupon_used: npt.NDArray[np.bool_]
     basket_spend: FloatArray
     category_spend: FloatArray
     promotion_depth: FloatArray
@@ -60,6 +64,8 @@ class Panel:
             "categories": (categories,),
             "departments": (categories,),
             "visited": (n, weeks),
+            "trips": (n, weeks),
+            "coupon_used": (n, weeks),
             "basket_spend": (n, weeks),
             "category_spend": (n, weeks, categories),
             "promotion_depth": (weeks, categories),

@@ -1,13 +1,17 @@
-"""The response heads: visit, category purchase, spend and redemption, given history and embedding.
+"""The response heads: visit, trips, category purchase, spend and redemption, given history and embedding.
 
-    visit      σ(α + w·g_it + a·e_i + τ·trend_t)
-    purchase   σ(b_c + w_c·φ_itc + v_c·g_it + γ·e_i·p_c + θ_ic·depth + κ_d·display + κ_m·mailer + τ·trend)
-    spend      LogNormal(m_c + v·g_it + a·e_i + ω·depth, s_c)
+    visit      σ(α + w·q_it + a·e_i + τ·trend_t)
+    trips      1 + Geometric with mean exp(l + w·g_it), given a visit
+    purchase   σ(b_c + w_c·φ_itc + v_c·q_it + γ_c·e_i·p_c + a_c·e_i
+                 + θ_ic·depth + κ_c·display + μ_c·mailer + τ_c·trend), given a visit
+    spend      LogNormal(m_c + v·q_it + a·e_i + ω·depth, s_c)
     redeem     σ(ψ + w·g_it + a·e_i), given purchase of a category for which a coupon is held
 
-φ are category features and g user features of :mod:`encoders.history`; e is the user embedding and p_c
-the embedding of the category's text by the same BERT, so that e·p_c is the match of two texts.
-θ is a softplus, hence never negative: response is monotone in depth by construction.
+φ are category features and g user features of :mod:`encoders.history`, q are g with their squares and
+products; e is the user embedding and p_c
+the embedding of the category's text by the same BERT, so that e·p_c is the match of two texts; a_c is what
+the purchases of the category say beyond it. θ is a softplus, hence never negative: response is monotone in
+depth by construction.
 
 A per-visit random effect makes the purchases of one basket go together. It enters as a Gaussian copula: a
 category is bought where ρ·z + √(1 - ρ²)·ε_c < Φ⁻¹(p_c), z shared by the visit. So every purchase keeps
@@ -34,9 +38,18 @@ PROMOTION_UNIT = 0.1
 """Promotion enters in tenths: depth and shares vary by a few hundredths within a category, and in whole
 units their coefficients would hardly move at the learning rate that suits the standardised features."""
 
-DEPTH_SPREAD = 0.5
-"""Prior standard deviation of a category's depth effect around the common one, on the log scale: promotion
-elasticities of grocery categories differ by a factor of about two either way."""
+
+USER_TERMS = (
+    *USER_FEATURES,
+    *(f"{first} x {second}" for place, first in enumerate(USER_FEATURES) for second in USER_FEATURES[place:]),
+)
+"""Names of the user features with their squares and products, in the order of the heads' weights."""
+
+TERM_LIMIT = 3.0
+"""Standard deviations at which a user feature is cut before it is squared or multiplied."""
+
+MOST_FURTHER_TRIPS_LOG = 2.0
+"""Cap on the log of the expected number of further trips; beyond the data, exp would run away."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ class ResponseHeads(nn.Module):
         super().__init__()
         n_categories = base_rate.shape[0]
         n_category_features, n_user_features = len(CATEGORY_FEATURES), len(USER_FEATURES)
+        n_terms = len(USER_TERMS)
         self.embedding = embedding
         self.base_rate: torch.Tensor
         self.category_match: torch.Tensor
@@ -109,25 +123,28 @@ class ResponseHeads(nn.Module):
         self.register_buffer("other_spend_ratio", torch.zeros(()))
 
         self.visit_bias = nn.Parameter(torch.zeros(()))
-        self.visit_features = nn.Parameter(torch.zeros(n_user_features))
+        self.visit_user = nn.Parameter(torch.zeros(n_terms))
         self.visit_embedding = nn.Parameter(torch.zeros(embedding))
         self.visit_trend = nn.Parameter(torch.zeros(()))
 
+        self.trips_bias = nn.Parameter(torch.tensor(-1.0))
+        self.trips_features = nn.Parameter(torch.zeros(n_user_features))
+
         self.purchase_bias = nn.Parameter(torch.zeros(n_categories))
         self.purchase_features = nn.Parameter(torch.zeros(n_categories, n_category_features))
-        self.purchase_user = nn.Parameter(torch.zeros(n_categories, n_user_features))
-        self.purchase_trend = nn.Parameter(torch.zeros(()))
+        self.purchase_user = nn.Parameter(torch.zeros(n_categories, n_terms))
+        self.purchase_trend = nn.Parameter(torch.zeros(n_categories))
         # Small at the start: the match of untrained texts is noise, and the habits are worth keeping.
-        self.match_scale = nn.Parameter(torch.tensor(0.1))
+        self.match_weight = nn.Parameter(torch.full((n_categories,), 0.2))
+        self.purchase_embedding = nn.Parameter(torch.zeros(n_categories, embedding))
         # softplus(-1.5) / PROMOTION_UNIT = 2.0, near the two-way fixed-effects estimate on these logs (2.19).
-        self.depth_level = nn.Parameter(torch.tensor(-1.5))
-        self.depth_category = nn.Parameter(torch.zeros(n_categories))
+        self.depth_level = nn.Parameter(torch.full((n_categories,), -1.5))
         self.depth_embedding = nn.Parameter(torch.zeros(embedding))
-        self.display_effect = nn.Parameter(torch.zeros(()))
-        self.mailer_effect = nn.Parameter(torch.zeros(()))
+        self.display_effect = nn.Parameter(torch.zeros(n_categories))
+        self.mailer_effect = nn.Parameter(torch.zeros(n_categories))
 
         self.spend_level = nn.Parameter(torch.ones(n_categories))
-        self.spend_user = nn.Parameter(torch.zeros(n_user_features))
+        self.spend_user = nn.Parameter(torch.zeros(n_terms))
         self.spend_embedding = nn.Parameter(torch.zeros(embedding))
         self.spend_depth = nn.Parameter(torch.zeros(()))
         self.spend_log_deviation = nn.Parameter(torch.full((n_categories,), -0.3))
@@ -165,25 +182,38 @@ class ResponseHeads(nn.Module):
         with torch.no_grad():
             self.purchase_features[:, 0] = own * scale.category_std[0]
             self.purchase_bias.copy_(own * scale.category_mean[0] + (1 - own) * torch.logit(self.base_rate))
-            self.visit_features[0] = scale.user_std[0]
+            self.visit_user[0] = scale.user_std[0]
             self.visit_bias.copy_(scale.user_mean[0])
 
     def standard_user_features(self, state: HistoryState) -> torch.Tensor:
         """Return standardised user features g, [n, G]."""
         return (user_features(state) - self.user_mean) / self.user_std
 
+    def user_terms(self, state: HistoryState) -> torch.Tensor:
+        """Return standardised user features and their squares and products, [n, G(G + 3)/2].
+
+        How much a small basket last week says depends on how often a user shops: without the products the
+        heads lose more than text has brought. Features are cut at TERM_LIMIT before they are multiplied.
+        """
+        g = self.standard_user_features(state)
+        bounded = g.clamp(-TERM_LIMIT, TERM_LIMIT)
+        first, second = torch.triu_indices(g.shape[1], g.shape[1], device=g.device)
+        return torch.cat([g, bounded[:, first] * bounded[:, second]], dim=1)
+
     def depth_effect(self, user_level: torch.Tensor | float = 0.0) -> torch.Tensor:
         """Return θ before calibration, [..., C], non-negative, for users at a level of their own."""
-        level = self.depth_level + self.depth_category + user_level
-        return nn.functional.softplus(level) / PROMOTION_UNIT
+        effect: torch.Tensor = nn.functional.softplus(self.depth_level + user_level) / PROMOTION_UNIT
+        return effect
 
-    def depth_penalty(self) -> torch.Tensor:
-        """Negative log prior of the categories' deviations: normal, on the scale of log θ.
+    def category_vectors(self, category_match: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what a user embedding is multiplied with for each category's logit, [C, d].
 
-        One category's promotions over forty weeks say little about its own θ; without a prior the
-        categories' estimates spread far beyond what is there.
+        Args:
+            category_match: [C, d] category embeddings where they are being trained; else the stored ones.
         """
-        return 0.5 * (self.depth_category / DEPTH_SPREAD).square().sum()
+        match = self.category_match if category_match is None else category_match
+        matched: torch.Tensor = self.match_weight[:, None] * match / max(self.embedding, 1) ** 0.5
+        return matched + self.purchase_embedding
 
     def visit_logit(
         self, state: HistoryState, embedding: torch.Tensor, visit_trend: torch.Tensor
@@ -191,7 +221,7 @@ class ResponseHeads(nn.Module):
         """Return the logit of a visit, [n], from histories, embeddings [n, d] and trend, [n] or scalar."""
         logit = (
             self.visit_bias
-            + self.standard_user_features(state) @ self.visit_features
+            + self.user_terms(state) @ self.visit_user
             + embedding @ self.visit_embedding
             + self.visit_trend * visit_trend
         )
@@ -212,11 +242,10 @@ class ResponseHeads(nn.Module):
             calendar: the n weeks that the rows stand for, or a single week for all rows.
             category_match: [C, d] category embeddings where they are being trained; else the stored ones.
         """
-        g = self.standard_user_features(state)
+        g = self.user_terms(state)
         purchase = self.purchase_bias + g @ self.purchase_user.T
         if self.embedding:
-            match = self.category_match if category_match is None else category_match
-            purchase = purchase + self.match_scale * (embedding @ match.T) / self.embedding**0.5
+            purchase = purchase + embedding @ self.category_vectors(category_match).T
         weights = self.purchase_features / self.category_std
         purchase = purchase - weights @ self.category_mean
         for k, feature in enumerate(category_features(state, self.base_rate)):
@@ -240,6 +269,12 @@ class ResponseHeads(nn.Module):
             depth_slope=self.calibration[1, 0] * slope,
             log_spend=log_spend,
         )
+
+    def mean_further_trips(self, state: HistoryState) -> torch.Tensor:
+        """Return the expected number of trips after the first in a week with a visit, [n]."""
+        level = self.trips_bias + self.standard_user_features(state) @ self.trips_features
+        mean: torch.Tensor = level.clamp(max=MOST_FURTHER_TRIPS_LOG).exp()
+        return mean
 
     def redemption_logit(self, state: HistoryState, embedding: torch.Tensor) -> torch.Tensor:
         """Return the logit of redeeming a held coupon at a purchase of its category, [n]."""

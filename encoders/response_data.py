@@ -82,6 +82,66 @@ class ResponseData:
 
 
 @dataclass(frozen=True)
+class UserWeeks:
+    """r user-weeks to fit on or to score.
+
+    Attributes:
+        user: [r] user index.
+        week: [r] 0-based week index.
+        embedding: [r, d] embedding of the user in the week.
+        weight: [r] how often the row counts; a bootstrap repeats users.
+    """
+
+    user: torch.Tensor
+    week: torch.Tensor
+    embedding: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    def of_weeks(
+        cls,
+        weeks: Sequence[int],
+        start_weeks: Sequence[int],
+        embeddings: torch.Tensor,
+        user_weight: torch.Tensor | None = None,
+    ) -> UserWeeks:
+        """Take all users in the given weeks, with the latest embedding made by then.
+
+        Args:
+            weeks: 0-based, none before the first start week.
+            start_weeks: A week indices, ascending, at which users were embedded.
+            embeddings: [A, n, d].
+            user_weight: [n] how often each user counts; once if None, and not at all where zero.
+
+        Raises:
+            ValueError: a week lies before the first embedding.
+        """
+        if min(weeks) < start_weeks[0]:
+            raise ValueError(f"week index {min(weeks)} lies before the first embedding, at {start_weeks[0]}")
+        n_users = embeddings.shape[1]
+        chosen = torch.arange(n_users) if user_weight is None else user_weight.nonzero()[:, 0]
+        latest = torch.searchsorted(torch.tensor(start_weeks), torch.tensor(weeks), right=True) - 1
+        weight = torch.ones(n_users) if user_weight is None else user_weight.float()
+        return cls(
+            user=chosen.repeat(len(weeks)),
+            week=torch.tensor(weeks).repeat_interleave(len(chosen)),
+            embedding=embeddings[latest][:, chosen].flatten(0, 1),
+            weight=weight[chosen].repeat(len(weeks)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, chosen: torch.Tensor) -> UserWeeks:
+        """Return the chosen rows, by mask or index."""
+        return UserWeeks(self.user[chosen], self.week[chosen], self.embedding[chosen], self.weight[chosen])
+
+    def chunks(self, size: int) -> list[UserWeeks]:
+        """Split into stretches of at most ``size`` rows, in order."""
+        return [self.where(index) for index in torch.arange(len(self)).split(size)]
+
+
+@dataclass(frozen=True)
 class AnchorTexts:
     """User texts at anchor weeks; text k is of one user at one week and serves the weeks that follow.
 
@@ -99,6 +159,16 @@ class AnchorTexts:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def of_users(self, users: torch.Tensor) -> AnchorTexts:
+        """Return the texts of the given users alone, in their order here."""
+        chosen = torch.isin(self.user, users).nonzero()[:, 0]
+        return AnchorTexts(
+            [self.tokens[int(k)] for k in chosen],
+            self.user[chosen],
+            self.first_week[chosen],
+            self.last_week[chosen],
+        )
 
     def rows(self, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Expand texts into the weeks that they serve.

@@ -1,6 +1,7 @@
 """User, category and basket texts: what the encoder reads.
 
-A user text is the profile, the season, habits, then purchases newest first with recency words. It is
+A user text is the profile, the season, how often the user shops and uses coupons, habits by how often the
+category is bought, then the last two weeks, what is unusual first. It is
 written from weeks before the one that it serves, never from that week or later.
 """
 
@@ -15,7 +16,11 @@ import numpy.typing as npt
 from encoders.panel import Panel
 
 _MONTH_SEASON = (*("winter",) * 2, *("spring",) * 3, *("summer",) * 3, *("autumn",) * 3, "winter")
-_RECENCY_WORDS = ("last week", "two weeks ago", "three weeks ago", "four weeks ago")
+_RECENCY_WORDS = ("last week", "two weeks ago")
+_TRIP_WORDS = ((0.85, "every week"), (0.6, "most weeks"), (0.3, "some weeks"), (0.0, "seldom"))
+_HABIT_WORDS = ((0.55, "every trip"), (0.25, "often"), (0.1, "sometimes"), (0.0, "rarely"))
+_COUPON_WORDS = ((0.3, "often"), (0.05, "sometimes"), (0.0, "rarely"))
+"""Lowest rate of each word, descending."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,28 @@ class UserTextStyle:
 
     Attributes:
         max_items: categories named in all, habits and recent weeks together.
-        habit_items: of these, how many go to the categories bought most often.
-        habit_weeks: weeks that count for a habit.
+        recent_items: of these, how many are kept for the last two weeks.
+        half_life_weeks: after which a purchase counts half for a habit.
     """
 
     max_items: int = 24
-    habit_items: int = 8
-    habit_weeks: int = 26
+    recent_items: int = 8
+    half_life_weeks: float = 16.0
+
+
+@dataclass(frozen=True)
+class Past:
+    """What one user did in the weeks before a text, oldest first.
+
+    Attributes:
+        bought: [w, C] bool.
+        trips: [w] shopping trips.
+        coupon_used: [w] bool, whether a coupon lowered the bill.
+    """
+
+    bought: npt.NDArray[np.bool_]
+    trips: npt.NDArray[np.uint8]
+    coupon_used: npt.NDArray[np.bool_]
 
 
 def category_words(panel: Panel) -> list[str]:
@@ -56,7 +76,7 @@ def season_of_week(week: int) -> str:
 
 def user_text(
     profile: str,
-    bought: npt.NDArray[np.bool_],
+    past: Past,
     week: int,
     words: Sequence[str],
     style: UserTextStyle,
@@ -66,40 +86,70 @@ def user_text(
 
     Args:
         profile: profile as text, possibly empty.
-        bought: [T, C] purchases; only rows before ``week`` are read.
+        past: the weeks before ``week``.
         week: 1-based week that the text serves.
         words: [C] readable category names.
         style: how much to tell.
         first_week_of_year: number within the year of the log's week 1.
     """
-    past = bought[: week - 1]
     parts = [profile] if profile else []
     # The season in a word; a week's number would be one that training never saw.
     parts.append(season_of_week(first_week_of_year + week - 1))
-    counts = past[-style.habit_weeks :].sum(axis=0)
-    habits = [int(c) for c in np.argsort(-counts, kind="stable")[: style.habit_items] if counts[c] > 0]
-    if habits:
-        parts.append("usually " + " , ".join(words[c] for c in habits))
-    room = style.max_items - len(habits)
-    for weeks_ago, recency in enumerate(_RECENCY_WORDS, start=1):
-        if weeks_ago > len(past) or room <= 0:
-            break
-        basket = np.flatnonzero(past[-weeks_ago])
-        if basket.size:
-            # Rarest habit first: what is unusual says more than what is bought every week.
-            chosen = basket[np.argsort(counts[basket], kind="stable")][:room]
-            parts.append(recency + " " + " , ".join(words[c] for c in chosen))
-            room -= len(chosen)
-        else:
-            parts.append(recency + " nothing")
+    n_weeks = len(past.bought)
+    weight = 0.5 ** (np.arange(n_weeks)[::-1] / style.half_life_weeks)
+    visited = past.trips > 0
+    visits = float(weight @ visited)
+    if visits == 0.0:
+        return " . ".join([*parts, "new customer"])
+    trips = float(weight @ past.trips) / visits
+    shops = "shops " + _word(visits / float(weight.sum()), _TRIP_WORDS)
+    parts.append(shops + (" , several trips" if trips > 2.2 else " , two trips" if trips > 1.4 else ""))
+    coupons = float(weight @ past.coupon_used) / visits
+    parts.append("coupons " + (_word(coupons, _COUPON_WORDS) if coupons > 0 else "never"))
+    # One imagined visit without purchases: what was bought on the only visit is not yet a habit.
+    rate = (weight @ past.bought) / (visits + 1.0)
+    habits = np.argsort(-rate, kind="stable")
+    habits = habits[rate[habits] > 0][: max(style.max_items - style.recent_items, 0)]
+    named = [_word(rate[c], _HABIT_WORDS) for c in habits]
+    for _, word in _HABIT_WORDS:
+        chosen = [words[c] for c, own in zip(habits, named, strict=True) if own == word]
+        if chosen:
+            parts.append(f"{word} " + " , ".join(chosen))
+    room = min(style.recent_items, style.max_items)
+    for weeks_ago, recency in enumerate(_RECENCY_WORDS[:n_weeks], start=1):
+        basket = np.flatnonzero(past.bought[-weeks_ago])
+        # Rarest habit first: what is unusual says more than what is bought every week.
+        unusual = basket[np.argsort(rate[basket], kind="stable")][:room]
+        room -= len(unusual)
+        told = (
+            " , ".join(words[c] for c in unusual)
+            if len(unusual)
+            else "nothing"
+            if not len(basket)
+            else "shopped"
+        )
+        parts.append(f"{recency} {told}")
     return " . ".join(parts)
+
+
+def _word(rate: float, scale: tuple[tuple[float, str], ...]) -> str:
+    """The word of the highest step that ``rate`` reaches."""
+    return next(word for lowest, word in scale if rate >= lowest)
 
 
 def user_texts(panel: Panel, week: int, style: UserTextStyle) -> list[str]:
     """Return the text of every user at the start of ``week``, [n]."""
     words = category_words(panel)
+    end = week - 1
     return [
-        user_text(str(panel.profiles[user]), panel.bought[user], week, words, style, panel.first_week_of_year)
+        user_text(
+            str(panel.profiles[user]),
+            Past(panel.bought[user, :end], panel.trips[user, :end], panel.coupon_used[user, :end]),
+            week,
+            words,
+            style,
+            panel.first_week_of_year,
+        )
         for user in range(panel.n_users)
     ]
 

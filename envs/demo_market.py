@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from encoders.calendar import PromotionCalendar
-from encoders.history import HistoryState
+from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState
 from encoders.response import FeatureScale, ResponseHeads
 from envs.assumptions import AssumedResponse
 from envs.campaign import MarketSpec
@@ -27,14 +27,14 @@ def demo_heads() -> ResponseHeads:
     heads = ResponseHeads(torch.linspace(0.35, 0.05, N_CATEGORIES), EMBEDDING)
     heads.set_scale(
         FeatureScale(
-            category_mean=torch.tensor([-2.0, -2.0, 2.0, 0.3, 0.1]),
-            category_std=torch.ones(5),
-            user_mean=torch.tensor([0.0, 0.0, 0.7, 1.5, 3.0]),
-            user_std=torch.ones(5),
+            category_mean=torch.tensor([-2.0, -2.0, 2.0, 0.3, 0.1, 0.1, 0.1, 0.1]),
+            category_std=torch.ones(len(CATEGORY_FEATURES)),
+            user_mean=torch.tensor([0.0, 0.0, 0.7, 1.5, 3.0, 0.0, 0.0, 1.0, 0.8, 0.8, 0.8, 0.8]),
+            user_std=torch.ones(len(USER_FEATURES)),
         )
     )
     with torch.no_grad():
-        heads.visit_features[2] = -0.2
+        heads.visit_user[2] = -0.2
         heads.visit_embedding[0] = 0.3
         heads.redemption_bias.fill_(-1.5)
         heads.basket_correlation.fill_(0.15)

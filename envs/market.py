@@ -63,6 +63,7 @@ class Shocks:
 
     Attributes:
         visit: [n] uniform.
+        trips: [n] uniform, how often the user shops in a week with a visit.
         basket: [n] normal, the per-visit random effect.
         purchase: [n, C] normal, what decides each purchase besides.
         spend: [n, C] normal.
@@ -72,6 +73,7 @@ class Shocks:
     """
 
     visit: torch.Tensor
+    trips: torch.Tensor
     basket: torch.Tensor
     purchase: torch.Tensor
     spend: torch.Tensor
@@ -127,6 +129,7 @@ def draw_shocks(
 
     return Shocks(
         visit=uniform(n_users),
+        trips=uniform(n_users),
         basket=normal(n_users),
         purchase=normal(n_users, n_categories),
         spend=normal(n_users, n_categories),
@@ -245,6 +248,7 @@ def transition(
     expectation = simulator.expectation(utilities, calendar.depth, notice, message, state.fatigue, coupons)
 
     visited = shocks.visit < expectation.visit
+    trips = visited * (1.0 + _geometric(simulator.heads.mean_further_trips(state.history), shocks.trips))
     noticed = held & (shocks.notice < notice)
     category = coupons.category.clamp(min=0)[:, None]
     extra = utilities.depth_slope.gather(1, category)[:, 0] * coupons.depth
@@ -268,7 +272,7 @@ def transition(
     other = simulator.heads.other_spend_ratio * expectation.basket * visited
     total = spend.sum(dim=1) + other
     after = MarketState(
-        history=state.history.advance(visited, bought, total),
+        history=state.history.advance(trips, bought, total),
         embedding=state.embedding,
         fatigue=assumed.next_fatigue(state.fatigue, message),
         believed_fatigue=believed.next_fatigue(state.believed_fatigue, message),
@@ -292,3 +296,10 @@ def transition(
         reserved=coupons.liability,
     )
     return after, outcome, expectation
+
+
+def _geometric(mean: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Number of failures before a success, with the given mean, by inversion of its distribution."""
+    share = mean / (1.0 + mean)
+    # 1 - u lies in (0, 1]: its logarithm is finite.
+    return torch.floor(torch.log1p(-uniform) / torch.log(share))

@@ -54,7 +54,7 @@ def build_panel(logs: Logs, *, n_categories: int, pseudonym_key: bytes) -> Panel
         raw_ids = create_users(cursor, split)
         names, departments = _create_categories(cursor, split, n_categories)
         shape = (len(raw_ids), split.report_end, len(names))
-        visited, basket_spend = _visits(cursor, split, shape)
+        trips, coupon_used, basket_spend = _visits(cursor, split, shape)
         bought, category_spend = _purchases(cursor, split, shape)
         _create_shares(cursor, split)
         display, mailer = _promotions(cursor, logs, split, shape)
@@ -64,7 +64,9 @@ def build_panel(logs: Logs, *, n_categories: int, pseudonym_key: bytes) -> Panel
             categories=np.array(names),
             departments=np.array(departments),
             bought=bought,
-            visited=visited,
+            visited=trips > 0,
+            trips=trips,
+            coupon_used=coupon_used,
             basket_spend=basket_spend,
             category_spend=category_spend,
             promotion_depth=_depth(cursor, split, shape),
@@ -123,15 +125,21 @@ def _create_categories(
 
 def _visits(
     cursor: duckdb.DuckDBPyConnection, split: WeekSplit, shape: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.bool_], FloatArray]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], FloatArray]:
+    """Return trips, whether a coupon was used, and spend, each [n, T]."""
     found = cursor.execute(
-        f"SELECT user_index, week - 1 AS week, CAST(sum(CAST(spend AS {_MONEY})) AS DOUBLE) AS spend"
+        f"SELECT user_index, week - 1 AS week, CAST(sum(CAST(spend AS {_MONEY})) AS DOUBLE) AS spend,"
+        " least(count(DISTINCT basket_id), 255) AS trips,"
+        " bool_or(coupon_discount > 0) AS coupon"
         f" FROM transactions JOIN panel_users USING (user_id) WHERE week <= {split.report_end} GROUP BY ALL"
     ).fetchnumpy()
-    visited, spend = np.zeros(shape[:2], dtype=bool), np.zeros(shape[:2], dtype=np.float32)
-    visited[found["user_index"], found["week"]] = True
-    spend[found["user_index"], found["week"]] = found["spend"]
-    return visited, spend
+    index = found["user_index"], found["week"]
+    trips, coupon = np.zeros(shape[:2], dtype=np.uint8), np.zeros(shape[:2], dtype=bool)
+    spend = np.zeros(shape[:2], dtype=np.float32)
+    trips[index] = found["trips"]
+    coupon[index] = found["coupon"]
+    spend[index] = found["spend"]
+    return trips, coupon, spend
 
 
 def _purchases(

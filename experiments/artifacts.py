@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model
 from encoders.calendar import PromotionCalendar
 from encoders.history_tape import HistoryTape
 from encoders.panel import Panel
@@ -28,10 +29,12 @@ from experiments.config import ConfigError, MarketConfig
 
 PANEL_FILE = "panel.npz"
 REDEMPTIONS_FILE = "redemptions.npz"
+TARGETING_FILE = "targeting.npz"
 TOKENIZER_FILE = "tokenizer.json"
 BERT_FOLDER = "bert"
 ENCODER_FILE = "encoder.safetensors"
 HEADS_FILE = "heads.safetensors"
+NO_TEXT_FILE = "no_text.safetensors"
 EMBEDDINGS_FILE = "embeddings.npz"
 SIMULATORS_FILE = "simulators.json"
 POLICY_FILE = "policy.safetensors"
@@ -57,6 +60,24 @@ def load_heads(path: Path) -> ResponseHeads:
     heads = ResponseHeads(tensors["base_rate"], tensors["category_match"].shape[1])
     heads.load_state_dict(tensors)
     return heads
+
+
+def load_encoder(pretrained: Path, response: Path, embedding: int) -> EnsembleEncoder:
+    """Load the fine-tuned encoder, as many members as were stored.
+
+    Args:
+        pretrained: output folder of ``pretrain``.
+        response: output folder of ``finetune``.
+        embedding: width of a member's embedding.
+    """
+    tensors = load_file(response / ENCODER_FILE)
+    count = 1 + max(int(name.split(".")[1]) for name in tensors)
+    members = [
+        TextEncoder(load_pretraining_model(pretrained / BERT_FOLDER).bert, embedding) for _ in range(count)
+    ]
+    encoder = EnsembleEncoder(members)
+    encoder.load_state_dict(tensors)
+    return encoder.eval()
 
 
 def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:

@@ -93,6 +93,9 @@ ThreadsOption = Annotated[
         show_default=False,
     ),
 ]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the same as JSON.")
+]
 ForceOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -351,6 +354,58 @@ def show_config(
         typer.echo(load_config(preset or "default", config or (), overrides or ()).to_toml(), nl=False)
 
 
+@app.command(rich_help_panel="Look")
+def profile(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Pseudonym, or the beginning of one.")],
+    out: OutOption = None,
+    week: Annotated[
+        int | None,
+        typer.Option(
+            help="At the start of which week. Default: the last with new embeddings.", show_default=False
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Show one user: habits, price sensitivity, best channel, change over time, and who is like him."""
+    with _clear_errors():
+        _check_folder_of(json_file)
+        from experiments.fitted_run import FittedRun
+        from experiments.manifest import to_json, write_json
+        from experiments.profile.build import choose_week, find_user, profile_user
+        from experiments.profile.tables import show_profile
+
+        run = FittedRun.load(_Choices("profile", out=out).folder)
+        found = profile_user(run, find_user(run.panel, user), choose_week(run, week))
+        show_profile(_console(), found)
+        if json_file is not None:
+            write_json(json_file, to_json(found.to_dict()))
+
+
+explain_app = typer.Typer(help="Explain what was fitted, in numbers and words.", no_args_is_help=True)
+app.add_typer(explain_app, name="explain", rich_help_panel="Look")
+
+
+@explain_app.command("response")
+def explain_response(out: OutOption = None, json_file: JsonOption = None) -> None:
+    """Explain the response model: every parameter with its source, and what of a history matters most."""
+    with _clear_errors():
+        _check_folder_of(json_file)
+        from experiments import explain
+        from experiments.fitted_run import FittedRun
+        from experiments.manifest import to_json, write_json
+
+        found = explain.explain_response(FittedRun.load(_Choices("explain response", out=out).folder))
+        explain.show_response(_console(), found)
+        if json_file is not None:
+            write_json(json_file, to_json(found.to_dict()))
+
+
+def _check_folder_of(json_file: Path | None) -> None:
+    """Refuse a place that cannot be written to before any work is done."""
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: no such folder")
+
+
 @app.command(rich_help_panel="Use")
 def decide(
     users: Annotated[
@@ -386,7 +441,7 @@ def decide(
 
 @app.command(rich_help_panel="Use")
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: market.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels or market.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows as JSON.")
     ] = None,
@@ -401,8 +456,7 @@ def bench(
             raise ConfigError(
                 f"no benchmark {name!r}; did you mean {nearest[0]!r}? (all: {', '.join(sorted(BENCHMARKS))})"
             )
-        if json_file is not None and not json_file.resolve().parent.is_dir():
-            raise ConfigError(f"--json {json_file}: no such folder")
+        _check_folder_of(json_file)
         rows = BENCHMARKS[name]()
         _console().print(make_table(name, rows))
         if json_file is not None:

@@ -90,9 +90,9 @@ class TextConfig(Section):
     """Turning a user's history into text."""
 
     name: ClassVar[str] = "text"
-    max_tokens: int = setting(112, "longest user text, in tokens", low=8, high=512)
+    max_tokens: int = setting(160, "longest user text, in tokens", low=8, high=512)
     re_encode_weeks: int = setting(4, "weeks between two encodings of a user", low=1)
-    max_items: int = setting(20, "purchases named in a user's text, newest first", low=1)
+    max_items: int = setting(36, "purchases named in a user's text", low=1)
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class PretrainConfig(Section):
     learning_rate: float = setting(5e-4, "peak learning rate of AdamW", above=0.0)
     mask_probability: float = setting(0.15, "share of tokens to predict", above=0.0, high=0.9)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
-    max_texts: int = setting(16_000, "texts sampled from the training weeks", low=1)
+    max_texts: int = setting(8_000, "texts sampled from the training weeks", low=1)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(Section):
-    """Multi-task fine-tuning of the response model, and the peers it is compared with."""
+    """Multi-task fine-tuning of the response model."""
 
     name: ClassVar[str] = "finetune"
     epochs: int = setting(2, "most passes over the training weeks", low=1)
@@ -144,8 +144,29 @@ class FinetuneConfig(Section):
     head_learning_rate: float = setting(5e-3, "peak learning rate of the response heads", above=0.0)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     patience: int = setting(2, "epochs without improvement on the tuning weeks before stopping", low=1)
+    accumulate: int = setting(1, "batches whose gradients are added up before a step", low=1)
+    item_dropout: float = setting(0.0, "share of a text's items left out at random", low=0.0, high=0.9)
+    lora_rank: int = setting(0, "rank of LoRA's weights; 0 trains all of BERT", low=0)
+    label_share: float = setting(
+        1.0,
+        "share of households whose purchases are used as labels; below 1 to see what few would do",
+        above=0.0,
+        high=1.0,
+    )
+    ensemble: int = setting(1, "encoders trained from different seeds, used side by side", low=1)
+
+
+@dataclass(frozen=True)
+class BacktestConfig(Section):
+    """Scoring of the response model on the reported weeks, beside its peers."""
+
+    name: ClassVar[str] = "backtest"
+    n_bootstrap: int = setting(500, "resamples of households behind each interval", low=10)
     lightgbm_rows: int = setting(
         12_000_000, "most rows (user, week, category) given to the LightGBM peer", low=1000
+    )
+    lightgbm_trials: int = setting(
+        0, "random-search trials to tune LightGBM anew; 0 takes the stored winner of such a search", low=0
     )
 
 
@@ -156,7 +177,6 @@ class SimulatorsConfig(Section):
     name: ClassVar[str] = "simulators"
     n_train: int = setting(3, "simulators that train policies", low=1)
     n_judge: int = setting(3, "simulators that judge them, fitted on other users", low=1)
-    refit_epochs: int = setting(8, "epochs of each simulator's fit on its own users", low=1)
 
 
 @dataclass(frozen=True)
@@ -223,6 +243,7 @@ class RunConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    backtest: BacktestConfig = field(default_factory=BacktestConfig)
     simulators: SimulatorsConfig = field(default_factory=SimulatorsConfig)
     market: MarketConfig = field(default_factory=MarketConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)

@@ -19,6 +19,16 @@ _POLICY_COLUMNS = {
     "world_low": "lowest simulator",
     "world_high": "highest simulator",
 }
+_BACKTEST_COLUMNS = {
+    "measure": "measure",
+    "value": "model",
+    "peer": "peer",
+    "peer_value": "peer's value",
+    "difference": "difference",
+    "interval": "95% interval",
+    "bar": "bar",
+    "met": "met",
+}
 _OPE_COLUMNS = {
     "policy": "policy",
     "estimator": "estimator",
@@ -33,7 +43,7 @@ _INTERVAL = ("ci_low", "ci_high")
 
 
 def show_results(console: Console, results: Mapping[str, Any], out: Path) -> None:
-    """Print the policies, the model's fidelity and the off-policy estimates, and where things are.
+    """Print the policies, the model's back-test and the off-policy estimates, and where things are.
 
     Args:
         console: where to.
@@ -43,7 +53,12 @@ def show_results(console: Console, results: Mapping[str, Any], out: Path) -> Non
     if policies := results.get("policies"):
         title = "Policies, judged on simulators that trained none of them; money for all users of a campaign"
         console.print(_table(title, policies, _POLICY_COLUMNS))
-    if fidelity := results.get("fidelity"):
+    fidelity = results.get("fidelity") or {}
+    if compared := (results.get("backtest") or {}).get("table"):
+        split = f" on weeks {fidelity['split']}, which it has not seen" if "split" in fidelity else ""
+        title = f"Response model{split}; the interval is of the difference, or of the model without a peer"
+        console.print(_table(title, [_in_percent(row) for row in compared], _BACKTEST_COLUMNS))
+    elif fidelity:
         console.print(_fidelity_line(fidelity), markup=False, highlight=False, soft_wrap=True)
     if estimates := results.get("ope"):
         shown = [
@@ -64,14 +79,22 @@ def show_results(console: Console, results: Mapping[str, Any], out: Path) -> Non
             console.print(f"{name + ':':<9}{path}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _in_percent(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the back-test; what is a share of the peer's value becomes a text in percent."""
+    if not str(row.get("measure", "")).endswith(", relative"):
+        return dict(row)
+    shares = ("difference", *_INTERVAL, "bar")
+    return {k: f"{v:.2%}" if k in shares and v is not None else v for k, v in row.items()}
+
+
 def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
     """Rows as a table of the given columns (key -> heading); a column that no row has is left out."""
     present = {key for row in rows for key in row} | {"interval"}
     shown = {key: heading for key, heading in columns.items() if key in present}
     table = Table(title=title, title_justify="left")
     for key, heading in shown.items():
-        text = any(isinstance(row.get(key), str) for row in rows)
-        table.add_column(heading, justify="left" if text else "right")
+        text = any(isinstance(row.get(key), str) and not row[key].endswith("%") for row in rows)
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_interval(row) if key == "interval" else _cell(row.get(key)) for key in shown))
     return table

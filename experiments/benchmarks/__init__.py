@@ -115,5 +115,7 @@ def _run_module(name: str) -> list[Row]:
     return rows
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {name: partial(_run_module, name) for name in ("market",)}
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    name: partial(_run_module, name) for name in ("encoder", "labels", "market")
+}
 """Every benchmark by name; a value imports its module when called."""

@@ -9,14 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments.manifest import write_text
+from experiments.report.backtest_section import fidelity_finding, fidelity_section
 from experiments.report.campaign_sections import offers_section, pacing_section
 from experiments.report.model_sections import (
     data_section,
     encoder_section,
     export_section,
-    fidelity_finding,
-    fidelity_section,
-    part_of,
     response_section,
     timing_section,
     training_section,
@@ -32,6 +30,7 @@ from experiments.report.wording import (
     ABSENT,
     Currency,
     number_in,
+    part_of,
     percent,
     plain,
     readable,

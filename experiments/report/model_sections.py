@@ -1,4 +1,4 @@
-"""How well the model fits, what in it is fitted and what assumed, how it was trained, and from what data."""
+"""What in the model is fitted and what assumed, how it was trained, and from what data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import Any
 from experiments.report.canvas import BLUE, GREY, ORANGE, VERMILION
 from experiments.report.page import Block, Column, Plot, Section, Table, Words
 from experiments.report.plots import (
-    DotPanel,
     Line,
     LinePanel,
-    Mark,
-    calibration,
     compact,
-    dot_panels,
     line_panels,
     share_tick,
     time_bars,
@@ -25,6 +21,7 @@ from experiments.report.wording import (
     Row,
     duration,
     number_in,
+    part_of,
     percent,
     plain,
     rows_in,
@@ -34,136 +31,6 @@ from experiments.report.wording import (
 )
 
 Results = Mapping[str, Any]
-MODELS = {
-    "": "this model (BERT)",
-    "lightgbm": "LightGBM",
-    "no_text": "this model, no text",
-    "frequency": "own frequency",
-}
-MEASURES = {
-    "log_loss": "log loss",
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "ece": "calibration error (ECE)",
-}
-
-
-def part_of(results: Results, key: str) -> Row:
-    """Return a table of the results; empty where it is absent."""
-    part = results.get(key)
-    return part if isinstance(part, Mapping) else {}
-
-
-# Fit ----------------------------------------------------------------------------------------------
-
-
-def _models(fidelity: Row) -> dict[str, Row]:
-    found = {"": fidelity, **{key: fidelity.get(key) for key in MODELS if key}}
-    return {
-        key: row
-        for key, row in found.items()
-        if isinstance(row, Mapping) and any(number_in(row, measure) is not None for measure in MEASURES)
-    }
-
-
-def fidelity_finding(fidelity: Row) -> str:
-    """Say how the model compares with LightGBM, each household's own frequency, and itself without text."""
-    models = _models(fidelity)
-    ours = number_in(fidelity, "log_loss")
-    if ours is None:
-        return "How well the model predicts purchases"
-    text = f"Log loss {plain(ours, 4)}"
-    changes = {
-        key: (ours - peer) / peer
-        for key, row in models.items()
-        if key and (peer := number_in(row, "log_loss"))
-    }
-    parts = []
-    if gaps := [_gap(changes[key], MODELS[key]) for key in ("lightgbm", "frequency") if key in changes]:
-        parts.append(", ".join(gaps))
-    if "no_text" in changes:
-        change = changes["no_text"]
-        beside = _gap(change, "the same model without text")
-        helps = change < 0 and not _is_level(change)
-        parts.append(f"text helps: {beside}" if helps else f"text adds nothing ({beside})")
-    return f"{text}: {'; '.join(parts)}" if parts else text
-
-
-def _is_level(change: float) -> bool:
-    """Whether a relative change is nothing at the digits that a title shows."""
-    return percent(abs(change)) == percent(0.0)
-
-
-def _gap(change: float, peer: str) -> str:
-    if _is_level(change):
-        return f"level with {peer}"
-    return f"{percent(abs(change))} {'below' if change < 0 else 'above'} {peer}"
-
-
-def fidelity_section(results: Results) -> Section | None:
-    """Purchase predictions on later weeks beside peers on the same rows, and their calibration."""
-    fidelity = part_of(results, "fidelity")
-    models = _models(fidelity)
-    if not models:
-        return None
-    split = text_in(fidelity, "split")
-    panels = []
-    for measure, better in (("log_loss", "lower is better"), ("auc", "higher is better")):
-        marks = []
-        for key, row in models.items():
-            value = number_in(row, measure)
-            colour, shape = (BLUE, "o") if key == "" else (GREY, "s")
-            marks.append(Mark(MODELS[key], value, words=plain(value, 4), colour=colour, marker=shape))
-        axis = f"{MEASURES[measure]} ({better})"
-        panels.append(DotPanel(MEASURES[measure], axis, marks, tick=plain))
-    finding = fidelity_finding(fidelity)
-    note = "The axes do not start at zero. All models see the same rows."
-    visit = part_of(fidelity, "visit")
-    if visit:
-        scores = (f"{MEASURES[key]} {plain(number_in(visit, key), 4)}" for key in ("auc", "log_loss"))
-        note += f" Whether a user visits at all: {', '.join(scores)}."
-    first = Plot(finding, dot_panels("fidelity", finding, panels), note)
-    rows = [
-        [MODELS[key], *(plain(number_in(row, measure), 4) for measure in MEASURES)]
-        for key, row in models.items()
-    ]
-    columns = [Column("model", words=True), *(Column(title) for title in MEASURES.values())]
-    caption = f"Predicting who buys which category, weeks {split}, {plain(number_in(fidelity, 'rows'))} rows"
-    table = Table("fidelity", caption, columns, rows, strong=frozenset({0}))
-    blocks: list[Block] = [[first, table]]
-    blocks += _calibration_blocks(fidelity)
-    lead = (
-        f"Weeks {split} were not used to train or tune. Purchases are rare, so every score looks good "
-        "by default: read each only against the baselines."
-    )
-    return Section("fidelity", "How well the model predicts", lead, blocks)
-
-
-def _calibration_blocks(fidelity: Row) -> list[Block]:
-    found = [
-        (number_in(row, "predicted"), number_in(row, "observed"), number_in(row, "rows"))
-        for row in rows_in(fidelity, "calibration")
-    ]
-    bins = sorted((p, o, n) for p, o, n in found if p is not None and o is not None and n)
-    if not bins:
-        return []
-    total = sum(n for _, _, n in bins)
-    gap = sum(n * abs(p - o) for p, o, n in bins) / total
-    predicted = sum(n * p for p, _, n in bins) / total
-    observed = sum(n * o for _, o, n in bins) / total
-    finding = (
-        f"Predicted {percent(predicted, 2)}, bought {percent(observed, 2)}; the bins miss by "
-        f"{percent(gap, 2)} on average"
-    )
-    worst = max(bins, key=lambda b: abs(b[0] - b[1]))
-    note = (
-        f"Average weighted by rows. Farthest off: the bin at {percent(worst[0])} predicted, where "
-        f"{percent(worst[1])} bought."
-    )
-    columns = [Column(title) for title in ("predicted", "observed", "observed − predicted", "rows")]
-    cells = [[percent(p, 2), percent(o, 2), percent(o - p, 2, sign=True), plain(n)] for p, o, n in bins]
-    table = Table("calibration", "Calibration by bin", columns, cells)
-    return [[Plot(finding, calibration("calibration", finding, bins), note), table]]
 
 
 # What it is made of -------------------------------------------------------------------------------

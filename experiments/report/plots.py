@@ -101,6 +101,15 @@ class LinePanel:
     from_zero: bool = False
 
 
+@dataclass(frozen=True)
+class RankedDot:
+    """A value, what chance alone would give in its place, and words beside it; no words, no label."""
+
+    label: str
+    value: float
+    expected: float | None = None
+
+
 def dot_panels(name: str, label: str, panels: Sequence[DotPanel], columns: int = 1) -> Markup:
     """Draw points with intervals, one panel beside or below another."""
     columns = min(columns, len(panels))
@@ -348,6 +357,58 @@ def calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]
         lower.yaxis.set_major_formatter(_Ticks(compact))
         lower.set_ylabel("rows in bin")
         lower.set_xlabel("predicted purchase rate" + (" (both axes logarithmic)" if logarithmic else ""))
+        return to_svg(figure, name, label)
+
+
+def ranked_dots(
+    name: str,
+    label: str,
+    dots: Sequence[RankedDot],
+    *,
+    axis: str,
+    expected_label: str,
+    reference: float | None = None,
+    reference_label: str = "",
+) -> Markup:
+    """Draw many shares from the largest down, each beside what chance would give; label those with words.
+
+    Args:
+        name: of the drawing.
+        label: what it shows.
+        dots: from top to bottom.
+        axis: quantity and unit.
+        expected_label: what the grey marks are.
+        reference: value at which a line is drawn.
+        reference_label: what that value is.
+    """
+    with drawing():
+        figure = new_figure(FULL, 1.2 + 0.17 * max(len(dots), 4))
+        axes = figure.subplots()
+        largest = max([dot.value for dot in dots] + [reference or 0.0]) or 1.0
+        for y, dot in enumerate(dots):
+            if dot.expected is not None:
+                axes.plot((dot.expected, dot.value), (y, y), color=PALE, linewidth=1.2, zorder=1)
+            if dot.label:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                words = f"{percent(dot.value, 2)}: {dot.label}"
+                place = (dot.value, y)
+                axes.annotate(words, place, (8, 0), textcoords="offset points", va="center", bbox=box)
+        known = [(dot.expected, y) for y, dot in enumerate(dots) if dot.expected is not None]
+        axes.plot([dot.value for dot in dots], range(len(dots)), "o", color=BLUE, markersize=6, label="model")
+        if known:
+            axes.plot(*zip(*known, strict=True), "|", color=GREY, markersize=8, label=expected_label)
+        if reference is not None:
+            axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+            axes.annotate(reference_label, (reference, -1.2), ha="center", va="center", fontsize=8, bbox=box)
+        axes.set_xlim(0, 1.75 * largest)  # room for the words
+        axes.set_ylim(max(len(dots), 4) - 0.4, -1.8)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(_Ticks(share_tick))
+        axes.set_ylabel("cells, worst first")
+        axes.set_xlabel(axis)
+        axes.legend(loc="lower right")
         return to_svg(figure, name, label)
 
 

@@ -26,6 +26,12 @@ def text_in(row: Row, key: str) -> str:
     return ABSENT if value in (None, "") else str(value)
 
 
+def part_of(results: Row, key: str) -> Row:
+    """Return a table of the results; empty where it is absent."""
+    part = results.get(key)
+    return part if isinstance(part, Mapping) else {}
+
+
 def rows_in(part: Any, key: str | None = None) -> list[Row]:
     """Return the rows of a list, or of the list that a table holds under a key; empty where there is none."""
     value = part.get(key) if key is not None and isinstance(part, Mapping) else part

@@ -3,7 +3,8 @@
 STAGE_HELP: dict[str, str] = {
     "prepare": "Read and check the logs; build the weekly panel.",
     "pretrain": "Write user texts and pretrain BERT on them.",
-    "finetune": "Fine-tune and calibrate the response model; fit its peers and the simulators.",
+    "finetune": "Fine-tune and calibrate the response model; fit the simulators.",
+    "backtest": "Score the response model on the reported weeks, beside its peers.",
     "train": "Train the PPO policy on the training simulators.",
     "evaluate": "Judge all policies on held-out simulators and from logged data.",
     "export": "Export the policy as a folder that runs without torch.",

@@ -1,4 +1,4 @@
-"""Stage 5: policies judged on held-out simulators, and off-policy estimates checked against the truth."""
+"""Stage 6: policies judged on held-out simulators, and off-policy estimates checked against the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 6: the policy as files that a shop can deploy without torch."""
+"""Stage 7: the policy as files that a shop can deploy without torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from agents.export import (
 )
 from agents.offer_network import LearnedPolicy
 from agents.serving import ENCODER_FILE, POLICY_FILE
-from encoders.bert import TextEncoder, load_pretraining_model, pad, special_token_id, tokenize
+from encoders.bert import EnsembleEncoder, pad, special_token_id, tokenize
 from encoders.panel import Panel
 from encoders.user_text import category_texts
 from envs.offers import Catalogue
-from experiments.artifacts import BERT_FOLDER, PANEL_FILE, TOKENIZER_FILE, load_module
-from experiments.artifacts import ENCODER_FILE as ENCODER_WEIGHTS
+from experiments.artifacts import PANEL_FILE, TOKENIZER_FILE, load_encoder
 from experiments.ope.logged_dataset import LoggedDataset
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
@@ -97,12 +96,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def _encoder(ctx: StageContext) -> tuple[TextEncoder, np.ndarray, np.ndarray]:
+def _encoder(ctx: StageContext) -> tuple[EnsembleEncoder, np.ndarray, np.ndarray]:
     """Load the fine-tuned encoder and a padded batch of category texts to compare on."""
-    bert = load_pretraining_model(ctx.input("pretrain") / BERT_FOLDER).bert
-    encoder = TextEncoder(bert, ctx.config.encoder.embedding)
-    load_module(encoder, ctx.input("finetune") / ENCODER_WEIGHTS)
-    encoder.eval()
+    encoder = load_encoder(ctx.input("pretrain"), ctx.input("finetune"), ctx.config.encoder.embedding)
     tokenizer = Tokenizer.from_file(str(ctx.input("pretrain") / TOKENIZER_FILE))
     panel = Panel.load(ctx.input("prepare") / PANEL_FILE)
     tokens = tokenize(tokenizer, category_texts(panel), ctx.config.text.max_tokens)

@@ -1,4 +1,4 @@
-"""Stage 3: fine-tuning, calibration, fidelity, and the ensemble of simulators."""
+"""Stage 3: fine-tuning, refitting on the embeddings, calibration, and the ensemble of simulators."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from encoders.bert import TextEncoder, load_pretraining_model, special_token_id, tokenize
+from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model, special_token_id, tokenize
 from encoders.calibration import calibrate, fit_redemption, set_basket_correlation
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
-from encoders.finetuning import Embedder, FittingConfig, fit_response
+from encoders.finetuning import FineTuningConfig, FineTuningReport, TextBatches, fine_tune
+from encoders.heads_fit import SWEEPS, HeadPriors, fit_heads
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
-from encoders.response_data import AnchorTexts, ResponseData, anchor_texts, training_anchors
+from encoders.response_data import AnchorTexts, ResponseData, UserWeeks, anchor_texts, training_anchors
 from encoders.user_text import UserTextStyle, category_texts
 from envs.assumptions import AssumedResponse
 from experiments.artifacts import (
@@ -24,6 +25,7 @@ from experiments.artifacts import (
     EMBEDDINGS_FILE,
     ENCODER_FILE,
     HEADS_FILE,
+    NO_TEXT_FILE,
     PANEL_FILE,
     REDEMPTIONS_FILE,
     TOKENIZER_FILE,
@@ -32,26 +34,15 @@ from experiments.artifacts import (
     save_module,
     save_simulators,
 )
-from experiments.config import FinetuneConfig
-from experiments.fidelity import (
-    fidelity_report,
-    frequency_baseline,
-    lightgbm_peer,
-    lightgbm_probability,
-    weekly_purchase,
-)
 from experiments.parameter_table import assumed_parameters, fitted_parameters
-from experiments.stage import Stage, StageContext
+from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
-HEAD_EPOCHS = 10
-HEAD_BATCH = 256
-HEAD_LEARNING_RATE = 2e-2
-"""Fits of the heads alone: a few seconds each, run to convergence."""
+Redemptions = dict[str, npt.NDArray[Any]]
 
 
-class _Periods:
-    """Texts of the three periods and, once the encoder is trained, their embeddings."""
+class _Texts:
+    """The user texts of all anchor weeks, by period."""
 
     def __init__(self, ctx: StageContext, panel: Panel, tokenizer: Tokenizer) -> None:
         text, split = ctx.config.text, panel.split
@@ -63,68 +54,54 @@ class _Periods:
                 panel, tokenizer, anchors, last_week, every=every, style=style, max_tokens=text.max_tokens
             )
 
-        self.train_anchors = training_anchors(split.train_end, every)
-        self.tune_anchors = list(range(split.train_end + 1, split.tune_end + 1, every))
-        self.report_anchors = list(range(split.tune_end + 1, split.report_end + 1, every))
-        self.train = written(self.train_anchors, split.train_end)
-        self.tune = written(self.tune_anchors, split.tune_end)
-        self.report = written(self.report_anchors, split.report_end)
-
-    @property
-    def anchors(self) -> list[int]:
-        """All anchor weeks, 1-based, in order."""
-        return [*self.train_anchors, *self.tune_anchors, *self.report_anchors]
+        train = training_anchors(split.train_end, every)
+        tune = list(range(split.train_end + 1, split.tune_end + 1, every))
+        report = list(range(split.tune_end + 1, split.report_end + 1, every))
+        with ctx.progress("writing and tokenising user texts") as bar:
+            self.train = written(train, split.train_end)
+            self.tune = written(tune, split.tune_end)
+            self.report = written(report, split.report_end)
+            bar.advance()
+        self.start_weeks = [anchor - 1 for anchor in (*train, *tune, *report)]
+        """0-based weeks at which users are embedded."""
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """Fine-tune, calibrate, score on the reported weeks, and fit the simulators."""
-    settings = ctx.config.finetune
+    """Fit the heads without text, fine-tune, refit on the embeddings, calibrate, and fit the simulators."""
     panel = Panel.load(ctx.input("prepare") / PANEL_FILE)
     tokenizer = Tokenizer.from_file(str(ctx.input("pretrain") / TOKENIZER_FILE))
     data = ResponseData.of_panel(panel)
-    with ctx.progress("writing and tokenising user texts") as bar:
-        periods = _Periods(ctx, panel, tokenizer)
-        bar.advance()
-
-    without_text = _fit_heads(
-        ctx,
-        data,
-        periods.train,
-        periods.tune,
-        torch.zeros(len(periods.train), 0),
-        torch.zeros(len(periods.tune), 0),
-    )
-    encoder, heads, reports = _fine_tune(ctx, data, periods, tokenizer, without_text, settings)
-    tables = _embed(ctx, encoder, periods, special_token_id(tokenizer, "[PAD]"))
-    # The heads converge more slowly than the encoder may be trained; on fixed embeddings they can.
-    _refine(ctx, heads, data, periods, tables)
     redemptions = _redemptions(ctx, panel)
-    embeddings = torch.stack(
-        torch.cat([tables["train"], tables["tune"], tables["report"]]).split(panel.n_users)
-    )
-    _finish(heads, data, periods.tune, tables["tune"], redemptions, periods.anchors, embeddings)
-    _finish(
-        without_text,
-        data,
-        periods.tune,
-        torch.zeros(len(periods.tune), 0),
-        redemptions,
-        periods.anchors,
-        torch.zeros(len(periods.anchors), panel.n_users, 0),
-    )
-    fidelity = _fidelity(ctx, data, periods, heads, tables["report"], without_text, settings)
+    texts = _Texts(ctx, panel, tokenizer)
+    starts = texts.start_weeks
+    if not training_anchors(panel.split.train_end, ctx.config.text.re_encode_weeks):
+        raise StageError("the training weeks are too few for a single user text")
+
+    labelled = _labelled(ctx, panel.n_users)
+    no_embeddings = torch.zeros(len(starts), panel.n_users, 0)
+    without_text = _new_heads(data, 0)
+    with ctx.progress("fitting the heads without text", SWEEPS) as bar:
+        rows = _train_weeks(panel, starts, no_embeddings, labelled)
+        fit_heads(without_text, data, rows, advance=bar.advance)
+
+    encoder, heads, reports = _ensemble(ctx, data, texts, tokenizer, without_text, labelled)
+    embeddings = _embed(ctx, encoder, texts, special_token_id(tokenizer, "[PAD]"), panel.n_users)
+    with ctx.progress("fitting the heads on the embeddings", SWEEPS) as bar:
+        rows = _train_weeks(panel, starts, embeddings, labelled)
+        priors = fit_heads(heads, data, rows, advance=bar.advance)
+    _finish(heads, data, starts, embeddings, redemptions, labelled)
+    _finish(without_text, data, starts, no_embeddings, redemptions, labelled)
 
     save_module(encoder, ctx.folder / ENCODER_FILE)
     save_module(heads, ctx.folder / HEADS_FILE)
-    save_arrays(
-        ctx.folder / EMBEDDINGS_FILE,
-        start_week=np.array([anchor - 1 for anchor in periods.anchors]),
-        embedding=embeddings.numpy(),
-    )
-    _fit_simulators(ctx, data, periods, heads, tables, embeddings, redemptions)
+    save_module(without_text, ctx.folder / NO_TEXT_FILE)
+    save_arrays(ctx.folder / EMBEDDINGS_FILE, start_week=np.array(starts), embedding=embeddings.numpy())
+    _fit_simulators(ctx, data, starts, heads, priors, embeddings, redemptions)
     return {
-        "fine_tuning": {"epochs": [vars(report) for report in reports]},
-        "fidelity": fidelity,
+        "fine_tuning": {
+            "members": [[vars(epoch) for epoch in report] for report in reports],
+            "text_tokens_mean": float(np.mean([len(tokens) for tokens in texts.train.tokens])),
+        },
         "response": {
             "fitted": fitted_parameters(heads, data, redemptions["redeemed"]),
             "assumed": assumed_parameters(),
@@ -132,126 +109,115 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def _fit_heads(
-    ctx: StageContext,
-    data: ResponseData,
-    train: AnchorTexts,
-    tune: AnchorTexts,
-    train_table: torch.Tensor,
-    tune_table: torch.Tensor,
-) -> ResponseHeads:
-    """Fit fresh heads on fixed embeddings, zero-width ones for a model without text."""
+def _labelled(ctx: StageContext, n_users: int) -> torch.Tensor:
+    """Weight of each user's labels, [n]: all one, or one for a drawn share; smaller shares lie in larger."""
+    count = max(2, round(ctx.config.finetune.label_share * n_users))
+    weight = torch.zeros(n_users)
+    weight[torch.from_numpy(ctx.rng("labelled").permutation(n_users)[:count])] = 1.0
+    return weight
+
+
+def _new_heads(data: ResponseData, embedding: int) -> ResponseHeads:
     base_rate = data.base_rate()
-    heads = ResponseHeads(base_rate, train_table.shape[1])
+    heads = ResponseHeads(base_rate, embedding)
     heads.set_scale(data.feature_scale(base_rate))
-    config = FittingConfig(HEAD_EPOCHS, HEAD_BATCH, 0.0, HEAD_LEARNING_RATE, 0.0, 3)
-    with ctx.progress("fitting the heads without text", _steps(len(train), config)) as bar:
-        fit_response(
-            heads,
-            data,
-            Embedder(train, table=train_table),
-            Embedder(tune, table=tune_table),
-            config,
-            seed=ctx.seed_for("heads without text"),
-            on_step=lambda loss: bar.advance(loss=loss),
-        )
     return heads
 
 
-def _fine_tune(
-    ctx: StageContext,
-    data: ResponseData,
-    periods: _Periods,
-    tokenizer: Tokenizer,
-    start: ResponseHeads,
-    settings: FinetuneConfig,
-) -> tuple[TextEncoder, ResponseHeads, list[Any]]:
-    """Fine-tune the encoder with heads that start where the fit without text ended."""
-    torch.manual_seed(ctx.seed_for("projection"))
-    bert = load_pretraining_model(ctx.input("pretrain") / BERT_FOLDER).bert
-    encoder = TextEncoder(bert, ctx.config.encoder.embedding)
-    heads = ResponseHeads(data.base_rate(), ctx.config.encoder.embedding)
+def _started_from(start: ResponseHeads, data: ResponseData, embedding: int) -> ResponseHeads:
+    """Heads of another embedding width with everything else taken over."""
+    heads = _new_heads(data, embedding)
     own = heads.state_dict()
     shared = {k: v for k, v in start.state_dict().items() if v.shape == own[k].shape}
     heads.load_state_dict(own | shared)
-    padding_id = special_token_id(tokenizer, "[PAD]")
+    # Without text the weight of a match means nothing.
+    heads.match_weight.data.copy_(own["match_weight"])
+    return heads
+
+
+def _train_weeks(
+    panel: Panel, starts: list[int], embeddings: torch.Tensor, user_weight: torch.Tensor | None = None
+) -> UserWeeks:
+    return UserWeeks.of_weeks(range(starts[0], panel.split.train_end), starts, embeddings, user_weight)
+
+
+def _ensemble(
+    ctx: StageContext,
+    data: ResponseData,
+    texts: _Texts,
+    tokenizer: Tokenizer,
+    without_text: ResponseHeads,
+    labelled: torch.Tensor,
+) -> tuple[EnsembleEncoder, ResponseHeads, list[list[FineTuningReport]]]:
+    """Fine-tune the members one by one; the heads returned read them side by side."""
+    settings, width = ctx.config.finetune, ctx.config.encoder.embedding
     category_tokens = tokenize(tokenizer, category_texts(data.panel), ctx.config.text.max_tokens)
-    config = FittingConfig(
+    users = labelled.nonzero()[:, 0]
+    train, tune = texts.train.of_users(users), texts.tune.of_users(users)
+    batches = TextBatches.of(tokenizer, train, tune, category_tokens)
+    config = FineTuningConfig(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
         learning_rate=settings.learning_rate,
         head_learning_rate=settings.head_learning_rate,
         weight_decay=settings.weight_decay,
         patience=settings.patience,
+        item_dropout=settings.item_dropout,
+        lora_rank=settings.lora_rank,
     )
-
-    def embedder(texts: AnchorTexts) -> Embedder:
-        return Embedder(
-            texts,
-            encoder=encoder,
-            category_tokens=category_tokens,
-            padding_id=padding_id,
-            device=ctx.device,
-        )
-
-    with ctx.progress("fine-tuning BERT", _steps(len(periods.train), config)) as bar:
-        reports = fit_response(
-            heads,
-            data,
-            embedder(periods.train),
-            embedder(periods.tune),
-            config,
-            seed=ctx.seed_for("fine-tuning"),
-            checkpoint=ctx.checkpoint / "finetuning.pt",
-            on_step=lambda loss: bar.advance(loss=loss),
-        )
-    return encoder, heads.cpu(), reports
+    n_batches = settings.epochs * -(-len(train) // settings.batch_size)
+    members, matches, reports = [], [], []
+    for number in range(1, settings.ensemble + 1):
+        torch.manual_seed(ctx.seed_for(f"projection {number}"))
+        bert = load_pretraining_model(ctx.input("pretrain") / BERT_FOLDER).bert
+        member = TextEncoder(bert, width)
+        heads = _started_from(without_text, data, width)
+        with ctx.progress(f"fine-tuning BERT {number} of {settings.ensemble}", n_batches) as bar:
+            reports.append(
+                fine_tune(
+                    member,
+                    heads,
+                    data,
+                    batches,
+                    config,
+                    device=ctx.device,
+                    seed=ctx.seed_for(f"fine-tuning {number}"),
+                    checkpoint=ctx.checkpoint / f"finetuning-{number}.pt",
+                    on_step=lambda loss, bar=bar: bar.advance(loss=loss),  # type: ignore[misc]
+                )
+            )
+        members.append(member)
+        matches.append(heads.category_match)
+    joined = _started_from(without_text, data, width * settings.ensemble)
+    joined.category_match.copy_(torch.cat(matches, dim=1))
+    return EnsembleEncoder(members), joined, reports
 
 
 def _embed(
-    ctx: StageContext, encoder: TextEncoder, periods: _Periods, padding_id: int
-) -> dict[str, torch.Tensor]:
-    """Embed all texts of all periods; kept as a checkpoint, since it takes longer than the fits after it."""
+    ctx: StageContext, encoder: EnsembleEncoder, texts: _Texts, padding_id: int, n_users: int
+) -> torch.Tensor:
+    """Embed all texts, [A, n, d]; kept as a checkpoint, since it takes longer than the fits after it."""
     kept = load_checkpoint(ctx.checkpoint / "embeddings.pt")
     if kept is not None:
-        return kept
-    parts = {"train": periods.train, "tune": periods.tune, "report": periods.report}
-    tables: dict[str, torch.Tensor] = {}
-    with ctx.progress("embedding user texts", sum(len(part) for part in parts.values())) as bar:
-        for name, part in parts.items():
-            tables[name] = embed_tokens(
-                encoder.to(ctx.device),
-                part.tokens,
-                padding_id=padding_id,
-                device=ctx.device,
-                advance=bar.advance,
+        stored: torch.Tensor = kept["embeddings"]
+        return stored
+    tokens = [*texts.train.tokens, *texts.tune.tokens, *texts.report.tokens]
+    parts: list[torch.Tensor] = []
+    with ctx.progress("embedding user texts", len(tokens) * encoder.n_members) as bar:
+        for member in encoder:
+            member.to(ctx.device)
+            parts.append(
+                embed_tokens(member, tokens, padding_id=padding_id, device=ctx.device, advance=bar.advance)
             )
-    encoder.cpu()
-    save_checkpoint(ctx.checkpoint / "embeddings.pt", tables)
-    return tables
+            member.cpu()
+    flat = torch.cat(parts, dim=1)
+    embeddings = flat.reshape(-1, n_users, flat.shape[1])
+    save_checkpoint(ctx.checkpoint / "embeddings.pt", {"embeddings": embeddings})
+    return embeddings
 
 
-def _refine(
-    ctx: StageContext,
-    heads: ResponseHeads,
-    data: ResponseData,
-    periods: _Periods,
-    tables: dict[str, torch.Tensor],
-) -> None:
-    config = FittingConfig(HEAD_EPOCHS, HEAD_BATCH, 0.0, HEAD_LEARNING_RATE / 4, 0.0, 3)
-    with ctx.progress("refining the heads", _steps(len(periods.train), config)) as bar:
-        fit_response(
-            heads,
-            data,
-            Embedder(periods.train, table=tables["train"]),
-            Embedder(periods.tune, table=tables["tune"]),
-            config,
-            seed=ctx.seed_for("refining"),
-            on_step=lambda loss: bar.advance(loss=loss),
-        )
-
-
-def _redemptions(ctx: StageContext, panel: Panel) -> dict[str, npt.NDArray[Any]]:
+def _redemptions(ctx: StageContext, panel: Panel) -> Redemptions:
     """Redemption rows of the training and tuning weeks, week as 0-based index."""
     with np.load(ctx.input("prepare") / REDEMPTIONS_FILE, allow_pickle=False) as stored:
         usable = stored["week"] <= panel.split.tune_end
@@ -265,27 +231,21 @@ def _redemptions(ctx: StageContext, panel: Panel) -> dict[str, npt.NDArray[Any]]
 def _finish(
     heads: ResponseHeads,
     data: ResponseData,
-    tune: AnchorTexts,
-    tune_table: torch.Tensor,
-    redemptions: dict[str, npt.NDArray[Any]],
-    anchors: list[int],
+    starts: list[int],
     embeddings: torch.Tensor,
-    users: npt.NDArray[np.int64] | None = None,
+    redemptions: Redemptions,
+    user_weight: torch.Tensor | None = None,
 ) -> None:
-    """Calibrate on the tuning weeks, set the basket effect, fit redemption; only on ``users`` if given."""
-    if users is not None:
-        keep = torch.isin(tune.user, torch.from_numpy(users))
-        rows = keep.nonzero()[:, 0]
-        tune = AnchorTexts(
-            [tune.tokens[int(k)] for k in rows], tune.user[rows], tune.first_week[rows], tune.last_week[rows]
-        )
-        tune_table = tune_table[rows]
-        chosen = np.isin(redemptions["user"], users)
-        redemptions = {name: values[chosen] for name, values in redemptions.items()}
-    calibrate(heads, data, tune, tune_table)
-    set_basket_correlation(heads, data, tune, tune_table)
-    starts = np.array([anchor - 1 for anchor in anchors])
-    latest = np.maximum(np.searchsorted(starts, redemptions["week"], side="right") - 1, 0)
+    """Calibrate on the tuning weeks, set the basket effect, fit redemption; on weighted users if given."""
+    split = data.panel.split
+    tune = UserWeeks.of_weeks(range(split.train_end, split.tune_end), starts, embeddings, user_weight)
+    calibrate(heads, data, tune)
+    set_basket_correlation(heads, data, tune)
+    if user_weight is not None:
+        # Each row as often as its user was drawn.
+        repeats = user_weight.long().numpy()[redemptions["user"]]
+        redemptions = {name: np.repeat(values, repeats) for name, values in redemptions.items()}
+    latest = np.maximum(np.searchsorted(np.array(starts), redemptions["week"], side="right") - 1, 0)
     fit_redemption(
         heads,
         data,
@@ -296,59 +256,22 @@ def _finish(
     )
 
 
-def _fidelity(
-    ctx: StageContext,
-    data: ResponseData,
-    periods: _Periods,
-    heads: ResponseHeads,
-    report_table: torch.Tensor,
-    without_text: ResponseHeads,
-    settings: FinetuneConfig,
-) -> dict[str, Any]:
-    """Score the model and its peers on the reported weeks."""
-    visit, model, user, week = weekly_purchase(heads, data, periods.report, report_table)
-    _, plain, _, _ = weekly_purchase(without_text, data, periods.report, torch.zeros(len(periods.report), 0))
-    with ctx.progress("training LightGBM as a peer", 400) as bar:
-        booster = lightgbm_peer(
-            data,
-            periods.train,
-            periods.tune,
-            n_rows=settings.lightgbm_rows,
-            seed=ctx.seed_for("lightgbm"),
-            threads=ctx.threads,
-            on_round=lambda _: bar.advance(),
-        )
-    return fidelity_report(
-        {
-            "model": model,
-            "lightgbm": lightgbm_probability(booster, data, user, week),
-            "frequency": frequency_baseline(data, user, week),
-            "no_text": plain,
-        },
-        visit,
-        data,
-        user,
-        week,
-    )
-
-
 def _fit_simulators(
     ctx: StageContext,
     data: ResponseData,
-    periods: _Periods,
+    starts: list[int],
     heads: ResponseHeads,
-    tables: dict[str, torch.Tensor],
+    priors: HeadPriors,
     embeddings: torch.Tensor,
-    redemptions: dict[str, npt.NDArray[Any]],
+    redemptions: Redemptions,
 ) -> None:
     """Fit both ensembles on bootstrapped users of disjoint halves, and draw their assumptions."""
-    settings = ctx.config.simulators
-    halves = np.array_split(ctx.rng("halves").permutation(data.panel.n_users), 2)
+    settings, n_users = ctx.config.simulators, data.panel.n_users
+    users = _labelled(ctx, n_users).nonzero()[:, 0].numpy()
+    halves = np.array_split(ctx.rng("halves").permutation(users), 2)
     sides = {"train": np.sort(halves[0]), "judge": np.sort(halves[1])}
     counts = {"train": settings.n_train, "judge": settings.n_judge}
-    config = FittingConfig(settings.refit_epochs, HEAD_BATCH, 0.0, HEAD_LEARNING_RATE, 0.0, 1)
     records: list[SimulatorRecord] = []
-    texts_of = _rows_by_user(periods.train, data.panel.n_users)
     with ctx.progress("fitting simulators", sum(counts.values())) as bar:
         for role, users in sides.items():
             for number in range(1, counts[role] + 1):
@@ -356,46 +279,19 @@ def _fit_simulators(
                 file = f"simulator-{name}.safetensors"
                 assumed = AssumedResponse.draw(ctx.rng(f"assumptions {name}"))
                 records.append(SimulatorRecord(role, file, assumed))
-                if (ctx.folder / file).is_file():  # fitted before an interruption
-                    bar.advance()
-                    continue
-                rng = ctx.rng(f"simulator {name}")
-                drawn = rng.choice(users, len(users), replace=True)
-                fitted = ResponseHeads(heads.base_rate, heads.embedding)
-                fitted.set_scale(data.feature_scale(data.base_rate()))
-                fitted.category_match.copy_(heads.category_match)
-                fit_response(
-                    fitted,
-                    data,
-                    Embedder(periods.train, table=tables["train"]),
-                    None,
-                    config,
-                    seed=int(rng.integers(2**31)),
-                    text_rows=torch.from_numpy(texts_of[drawn].ravel()),
-                )
-                _finish(
-                    fitted,
-                    data,
-                    periods.tune,
-                    tables["tune"],
-                    redemptions,
-                    periods.anchors,
-                    embeddings,
-                    users,
-                )
-                save_module(fitted, ctx.folder / file)
+                if not (ctx.folder / file).is_file():  # else fitted before an interruption
+                    drawn = ctx.rng(f"simulator {name}").choice(users, len(users), replace=True)
+                    weight = torch.from_numpy(np.bincount(drawn, minlength=n_users)).float()
+                    # From the start values of the pooled fit's shape, not from its solution: that one has
+                    # seen the other half.
+                    fitted = _new_heads(data, heads.embedding)
+                    fitted.category_match.copy_(heads.category_match)
+                    rows = _train_weeks(data.panel, starts, embeddings, weight)
+                    fit_heads(fitted, data, rows, priors=priors)
+                    _finish(fitted, data, starts, embeddings, redemptions, weight)
+                    save_module(fitted, ctx.folder / file)
                 bar.advance()
     save_simulators(ctx.folder, records, sides["train"], sides["judge"])
-
-
-def _rows_by_user(texts: AnchorTexts, n_users: int) -> npt.NDArray[np.int64]:
-    """Return the text indices of each user, [n, anchors]."""
-    order = np.argsort(texts.user.numpy(), kind="stable")
-    return order.reshape(n_users, -1)
-
-
-def _steps(n_texts: int, config: FittingConfig) -> int:
-    return config.epochs * -(-n_texts // config.batch_size)
 
 
 STAGE = Stage(

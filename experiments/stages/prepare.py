@@ -1,4 +1,4 @@
-"""Stage 1: validated logs to the weekly panel and the redemption rows."""
+"""Stage 1: validated logs to the weekly panel, the redemption rows and the targeting rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from envs.logs import open_logs
 from envs.panel_from_logs import build_panel
 from envs.redemption_rows import redemption_rows
-from experiments.artifacts import PANEL_FILE, REDEMPTIONS_FILE, save_arrays
+from envs.targeting import targeting_rows
+from experiments.artifacts import PANEL_FILE, REDEMPTIONS_FILE, TARGETING_FILE, save_arrays
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
@@ -44,7 +45,7 @@ def pseudonym_key(run: Path) -> bytes:
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """Read, check and aggregate the logs."""
-    with ctx.progress("reading and checking logs", 3) as bar:
+    with ctx.progress("reading and checking logs", 4) as bar:
         logs = open_logs(ctx.data, seed=ctx.seed, threads=ctx.threads)
         bar.advance()
         with logs:
@@ -55,6 +56,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
             )
             bar.advance()
             redemptions = redemption_rows(logs, panel)
+            bar.advance()
+            targeting = targeting_rows(logs, panel)
             bar.advance()
     for note in logs.notes:
         ctx.log(note)
@@ -67,6 +70,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         redeemed=redemptions.redeemed,
         campaign=redemptions.campaign,
     )
+    targeting.save(ctx.folder / TARGETING_FILE)
     split = panel.split
     return {
         "data": {
@@ -85,6 +89,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
             },
             "redemption_rows": len(redemptions.redeemed),
             "redemption_rate": float(redemptions.redeemed.mean()) if len(redemptions.redeemed) else None,
+            "targeting_rows": len(targeting),
+            "targeted_redemption_rate": float(targeting.redeemed.mean()) if len(targeting) else None,
             "notes": list(logs.notes),
         }
     }

@@ -1,4 +1,4 @@
-"""Stage 7: the report."""
+"""Stage 8: the report."""
 
 from __future__ import annotations
 

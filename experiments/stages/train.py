@@ -1,4 +1,4 @@
-"""Stage 4: PPO on the training simulators."""
+"""Stage 5: PPO on the training simulators."""
 
 from __future__ import annotations
 

@@ -17,12 +17,13 @@ MakePanel = Callable[..., Panel]
 
 
 def random_panel(n_users: int = 5, n_categories: int = 4, seed: int = 0, log_weeks: int = 26) -> Panel:
-    """Shoppers who visit in 70% of the weeks and buy each category on 40% of the visits."""
+    """Shoppers who visit in 70% of the weeks, twice on average, and buy each category with 40%."""
     rng = np.random.default_rng(seed)
     split = WeekSplit.of_log(log_weeks)
     weeks = split.report_end
     visited = rng.random((n_users, weeks)) < 0.7
     bought = (rng.random((n_users, weeks, n_categories)) < 0.4) & visited[:, :, None]
+    trips = (visited * rng.geometric(0.5, visited.shape)).clip(max=255).astype(np.uint8)
     category_spend = (bought * rng.lognormal(1.0, 0.5, bought.shape)).astype(np.float32)
     return Panel(
         user_ids=np.array([f"u{i}" for i in range(n_users)]),
@@ -31,6 +32,8 @@ def random_panel(n_users: int = 5, n_categories: int = 4, seed: int = 0, log_wee
         departments=np.array(["GROCERY"] * n_categories),
         bought=bought,
         visited=visited,
+        trips=trips,
+        coupon_used=visited & (rng.random(visited.shape) < 0.3),
         basket_spend=(1.25 * category_spend.sum(axis=2)).astype(np.float32),
         category_spend=category_spend,
         promotion_depth=rng.uniform(0, 0.3, (weeks, n_categories)).astype(np.float32),

@@ -12,6 +12,7 @@ from transformers import BertForPreTraining
 
 from encoders.bert import (
     SPECIAL_TOKENS,
+    EnsembleEncoder,
     TextEncoder,
     load_pretraining_model,
     packaged_model,
@@ -85,6 +86,27 @@ def test_pooling_is_the_mean_over_tokens(make_bert: Callable[..., BertForPreTrai
         hidden = encoder.bert(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         expected = encoder.norm(encoder.project(hidden[0].mean(dim=0)))
         torch.testing.assert_close(encoder(ids, torch.ones_like(ids))[0], expected)
+
+
+def test_an_ensemble_is_its_members_side_by_side(make_bert: Callable[..., BertForPreTraining]) -> None:
+    torch.manual_seed(0)
+    members = [TextEncoder(make_bert(seed=seed).bert, width) for seed, width in ((0, 6), (1, 6), (2, 4))]
+    ensemble = EnsembleEncoder(members).eval()
+    batch = pad([np.array([2, 8, 9, 3]), np.array([2, 7, 3])], 0)
+    with torch.no_grad():
+        together = ensemble(batch.ids, batch.attention)
+        alone = [member(batch.ids, batch.attention) for member in members]
+    assert together.shape == (2, 16)
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=0)
+    assert ensemble.n_members == 3
+    assert list(ensemble) == members
+    # The members' seeds differ, and so do they.
+    assert float((alone[0] - alone[1]).abs().max()) > 0.1
+    # A head that reads the wide embedding adds up what each member says.
+    weight = torch.randn(16)
+    parts = weight.split([6, 6, 4])
+    said = sum(one @ part for one, part in zip(alone, parts, strict=True))
+    torch.testing.assert_close(together @ weight, said)
 
 
 def test_a_saved_model_loads_to_the_same_weights(

@@ -18,7 +18,7 @@ from encoders.calibration import (
 )
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
-from encoders.response_data import AnchorTexts, ResponseData
+from encoders.response_data import ResponseData, UserWeeks
 
 C = 20
 MakePanel = Callable[..., Panel]
@@ -53,6 +53,7 @@ def simulated(make_panel: MakePanel, n: int, correlation: float, seed: int) -> R
         replace(
             panel,
             visited=visited,
+            trips=visited.astype(np.uint8),
             bought=bought,
             category_spend=spend,
             basket_spend=1.3 * spend.sum(axis=2),
@@ -60,63 +61,62 @@ def simulated(make_panel: MakePanel, n: int, correlation: float, seed: int) -> R
     )
 
 
-def all_weeks(data: ResponseData) -> AnchorTexts:
-    n = data.panel.n_users
-    return AnchorTexts(
-        tokens=[np.zeros(1, dtype=np.int32)] * n,
-        user=torch.arange(n),
-        first_week=torch.full((n,), 4),
-        last_week=torch.full((n,), data.panel.n_weeks - 1),
-    )
+def all_weeks(data: ResponseData, user_weight: torch.Tensor | None = None) -> UserWeeks:
+    embeddings = torch.zeros(1, data.panel.n_users, 0)
+    return UserWeeks.of_weeks(range(4, data.panel.n_weeks), [4], embeddings, user_weight)
 
 
-def nothing(texts: AnchorTexts) -> torch.Tensor:
-    return torch.zeros(len(texts), 0)
-
-
-def test_linear_predictors_cover_the_served_weeks(make_panel: MakePanel) -> None:
-    data = simulated(make_panel, 700, 0.0, 0)  # more than one chunk of 512
-    texts = all_weeks(data)
-    visit, purchase, user, week = linear_predictors(true_heads(), data, texts, nothing(texts))
-    weeks = data.panel.n_weeks - 4
-    assert len(visit) == len(purchase) == 700 * weeks
-    assert sorted(zip(user.tolist(), week.tolist(), strict=True)) == [
-        (u, w) for u in range(700) for w in range(4, data.panel.n_weeks)
-    ]
+def test_linear_predictors_are_those_of_each_row(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 300, 0.0, 0)
+    rows = all_weeks(data)
+    assert len(rows) > 2048  # more than one chunk
+    visit, purchase = linear_predictors(true_heads(), data, rows)
+    assert visit.shape == (len(rows),)
     np.testing.assert_allclose(visit, 0.6, rtol=1e-5)
-    np.testing.assert_allclose(purchase, truth(data.calendar.depth[week]).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(purchase, truth(data.calendar.depth[rows.week]).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_linear_predictors_read_the_rows_embedding(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 30, 0.0, 0)
+    heads = ResponseHeads(torch.full((C,), 0.2), 2)
+    with torch.no_grad():
+        heads.visit_embedding.copy_(torch.tensor([1.0, -0.5]))
+    embeddings = torch.randn(2, 30, 2, generator=torch.Generator().manual_seed(0))
+    rows = UserWeeks.of_weeks([4, 9], [4, 8], embeddings)
+    visit, _ = linear_predictors(heads, data, rows)
+    expected = torch.cat([embeddings[0], embeddings[1]]) @ heads.visit_embedding.detach()
+    np.testing.assert_allclose(visit, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_calibration_undoes_a_distorted_head(make_panel: MakePanel) -> None:
     data = simulated(make_panel, 600, 0.0, 1)
-    texts, heads = all_weeks(data), true_heads()
+    rows, heads = all_weeks(data), true_heads()
     # The head says 0.5·u + 1 where u is true; slope 2 and intercept -2 set it right.
     heads.calibration[1] = torch.tensor([0.5, 1.0])
-    calibrate(heads, data, texts, nothing(texts))
+    calibrate(heads, data, rows)
     # Composed with what was there: 2·(0.5·u + 1) - 2 = u.
     assert heads.calibration[1].tolist() == pytest.approx([1.0, 0.0], abs=0.06)
-    _, purchase, _, week = linear_predictors(heads, data, texts, nothing(texts))
-    np.testing.assert_allclose(purchase, truth(data.calendar.depth[week]).numpy(), atol=0.08)
+    visit, purchase = linear_predictors(heads, data, rows)
+    np.testing.assert_allclose(purchase, truth(data.calendar.depth[rows.week]).numpy(), atol=0.08)
     p = 1 / (1 + np.exp(-0.6))
-    visit, *_ = linear_predictors(heads, data, texts, nothing(texts))
     assert 1 / (1 + np.exp(-visit.mean())) == pytest.approx(p, abs=0.01)
 
 
 def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
     data = simulated(make_panel, 200, 0.0, 2)
-    texts, heads = all_weeks(data), true_heads()
+    rows, heads = all_weeks(data), true_heads()
     heads.calibration[1] = torch.tensor([0.7, 0.4])
-    calibrate(heads, data, texts, nothing(texts))
+    calibrate(heads, data, rows)
     once = heads.calibration.clone()
-    calibrate(heads, data, texts, nothing(texts))
+    calibrate(heads, data, rows)
     torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("correlation", [0.05, 0.15, 0.35])
 def test_the_basket_correlation_is_recovered(make_panel: MakePanel, correlation: float) -> None:
     data = simulated(make_panel, 1200, correlation, 3)
-    texts, heads = all_weeks(data), true_heads()
-    set_basket_correlation(heads, data, texts, nothing(texts))
+    rows, heads = all_weeks(data), true_heads()
+    set_basket_correlation(heads, data, rows)
     # Monte Carlo error is about 3%; the rest is the second term of the tetrachoric series.
     assert float(heads.basket_correlation) == pytest.approx(correlation, rel=0.15)
     assert float(heads.other_spend_ratio) == pytest.approx(0.3, abs=1e-5)
@@ -124,9 +124,26 @@ def test_the_basket_correlation_is_recovered(make_panel: MakePanel, correlation:
 
 def test_independent_purchases_have_no_basket_correlation(make_panel: MakePanel) -> None:
     data = simulated(make_panel, 1200, 0.0, 3)
-    texts, heads = all_weeks(data), true_heads()
-    set_basket_correlation(heads, data, texts, nothing(texts))
+    rows, heads = all_weeks(data), true_heads()
+    set_basket_correlation(heads, data, rows)
     assert 0.0 <= float(heads.basket_correlation) < 0.01
+
+
+def test_a_row_of_weight_two_is_the_row_given_twice(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 80, 0.2, 5)
+    count = torch.randint(0, 3, (80,), generator=torch.Generator().manual_seed(0))
+    weighted = all_weeks(data, count)
+    once = all_weeks(data)
+    repeated = once.where(torch.arange(len(once)).repeat_interleave(count[once.user]))
+    results = []
+    for rows in (weighted, repeated, once):
+        heads = true_heads()
+        heads.calibration[1] = torch.tensor([0.7, 0.4])
+        calibrate(heads, data, rows)
+        set_basket_correlation(heads, data, rows)
+        results.append(torch.cat([heads.calibration.flatten(), heads.basket_correlation[None]]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert float((results[0] - results[2]).abs().max()) > 1e-3
 
 
 def test_redemption_is_the_ridge_optimum(make_panel: MakePanel) -> None:

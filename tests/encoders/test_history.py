@@ -9,8 +9,11 @@ import torch
 
 from encoders.history import (
     CATEGORY_FEATURES,
+    MOST_TRIPS,
     NEVER_WEEKS,
     PRIOR_VISITS,
+    RECENT_BASKETS,
+    RECENT_WEEKS,
     USER_FEATURES,
     HistoryState,
     category_features,
@@ -26,18 +29,20 @@ def half(weeks: float, half_life: float) -> float:
 
 
 def test_three_weeks_by_hand() -> None:
-    # Week 1: both categories, 10 spent; week 2: no visit; week 3: a visit, category 0 alone, 4 spent.
+    # Week 1: three trips, both categories, 10 spent; week 2: no visit; week 3: one trip, category 0, 4 spent.
     state = HistoryState.empty(1, 2)
-    for visited, bought, spend in (
-        (True, [True, True], 10.0),
-        (False, [False, False], 0.0),
-        (True, [True, False], 4.0),
+    for trips, bought, spend in (
+        (3, [True, True], 10.0),
+        (0, [False, False], 0.0),
+        (1, [True, False], 4.0),
     ):
-        state = state.advance(torch.tensor([visited]), torch.tensor([bought]), torch.tensor([spend]))
-    expected = {
+        state = state.advance(torch.tensor([trips]), torch.tensor([bought]), torch.tensor([spend]))
+    expected: dict[str, float | list[float]] = {
         "category_recency": [1.0, 3.0],
         "category_slow": [half(2, 16) + 1, half(2, 16)],
         "category_fast": [half(2, 4) + 1, half(2, 4)],
+        # Bought one week ago, bit 0; bought three weeks ago, bit 2.
+        "recent": [0b101, 0b100],
         "visit_recency": 1.0,
         "visits_slow": half(2, 16) + 1,
         "visits_fast": half(2, 4) + 1,
@@ -45,16 +50,19 @@ def test_three_weeks_by_hand() -> None:
         "weeks_fast": half(2, 4) + half(1, 4) + 1,
         "basket_size": 2 * half(2, 16) + 1,
         "basket_spend": 10 * half(2, 16) + 4,
+        "trips_slow": 3 * half(2, 16) + 1,
+        "trips_fast": 3 * half(2, 4) + 1,
+        "last_trips": 1.0,
+        "recent_baskets": [1.0, 0.0, 2.0, 0.0],
     }
     assert set(expected) == {f.name for f in fields(HistoryState)}
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(state, name)[0], torch.tensor(value))
+        found = getattr(state, name)[0]
+        torch.testing.assert_close(found, torch.tensor(value, dtype=found.dtype))
 
 
 def test_features_by_hand() -> None:
-    state = HistoryState.empty(1, 1).advance(
-        torch.tensor([True]), torch.tensor([[True]]), torch.tensor([10.0])
-    )
+    state = HistoryState.empty(1, 1).advance(torch.tensor([2]), torch.tensor([[True]]), torch.tensor([10.0]))
     base = 0.25
     features = category_features(state, torch.tensor([base]))
     rate = (1 + PRIOR_VISITS * base) / (1 + PRIOR_VISITS)
@@ -63,7 +71,10 @@ def test_features_by_hand() -> None:
         "fast_rate_logit": math.log(rate / (1 - rate)),
         "log_recency": 0.0,
         "log_overdue": math.log(2.0),
-        "just_bought": math.exp(-0.5),
+        "bought_1_week_ago": 1.0,
+        "bought_2_weeks_ago": 0.0,
+        "bought_3_weeks_ago": 0.0,
+        "bought_4_weeks_ago": 0.0,
     }
     assert list(CATEGORY_FEATURES) == list(expected)
     for value, name in zip(features, CATEGORY_FEATURES, strict=True):
@@ -75,6 +86,13 @@ def test_features_by_hand() -> None:
         "log_visit_recency": 0.0,
         "log_basket_size": math.log(1 + 1 / 1.5),
         "log_basket_spend": math.log(1 + 10 / 1.5),
+        "log_slow_trips": math.log(2.5 / 2),
+        "log_fast_trips": math.log(2.5 / 2),
+        "last_trips": 2.0,
+        "log_basket_1_weeks_ago": math.log(2.0),
+        "log_basket_2_weeks_ago": 0.0,
+        "log_basket_3_weeks_ago": 0.0,
+        "log_basket_4_weeks_ago": 0.0,
     }
     assert list(USER_FEATURES) == list(user)
     torch.testing.assert_close(user_features(state)[0], torch.tensor([user[name] for name in USER_FEATURES]))
@@ -88,16 +106,35 @@ def test_a_user_of_whom_nothing_is_known_has_the_base_rate() -> None:
 
 
 def test_recency_is_capped() -> None:
-    state = HistoryState.empty(1, 1).advance(
-        torch.tensor([True]), torch.tensor([[True]]), torch.tensor([1.0])
-    )
+    state = HistoryState.empty(1, 1).advance(torch.tensor([1]), torch.tensor([[True]]), torch.tensor([1.0]))
     seen = []
     for _ in range(70):
-        state = state.advance(torch.tensor([False]), torch.tensor([[False]]), torch.tensor([0.0]))
+        state = state.advance(torch.tensor([0]), torch.tensor([[False]]), torch.tensor([0.0]))
         seen.append((float(state.category_recency), float(state.visit_recency)))
     assert seen[0] == (2.0, 2.0)
     assert seen[-1] == (NEVER_WEEKS, NEVER_WEEKS)
     assert max(max(pair) for pair in seen) == NEVER_WEEKS
+
+
+def test_weeks_further_back_than_the_memory_are_forgotten() -> None:
+    state = HistoryState.empty(1, 2)
+    base = torch.tensor([0.1, 0.1])
+    first = CATEGORY_FEATURES.index("bought_1_week_ago")
+    for week in range(2 * RECENT_WEEKS):
+        # Category 0 in week 0 alone, category 1 always.
+        state = state.advance(torch.tensor([1]), torch.tensor([[week == 0, True]]), torch.tensor([1.0]))
+        recent = torch.stack(category_features(state, base)[first:])[:, 0]
+        assert recent[:, 0].tolist() == [float(k == week) for k in range(RECENT_WEEKS)]
+        assert recent[:, 1].tolist() == [float(k <= week) for k in range(RECENT_WEEKS)]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_trips_beyond_the_cap_say_no_more(dtype: torch.dtype) -> None:
+    trips = torch.tensor([0, 1, int(MOST_TRIPS), int(MOST_TRIPS) + 1, 255]).to(dtype)
+    state = HistoryState.empty(5, 1).advance(trips, torch.zeros(5, 1, dtype=torch.bool), torch.ones(5))
+    assert state.last_trips.tolist() == [0.0, 1.0, MOST_TRIPS, MOST_TRIPS, MOST_TRIPS]
+    assert state.visits_slow.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
+    torch.testing.assert_close(user_features(state)[2], user_features(state)[4])
 
 
 def test_tape_against_a_loop_over_weeks(panel: Panel) -> None:
@@ -109,6 +146,7 @@ def test_tape_against_a_loop_over_weeks(panel: Panel) -> None:
         slow, fast = 0.5 ** (age / 16.0), 0.5 ** (age / 4.0)
         bought = panel.bought[:, :week].astype(float)
         visited = panel.visited[:, :week].astype(float)
+        trips = panel.trips[:, :week].clip(max=7).astype(float)
         for name, value in {
             "category_slow": np.einsum("nwc,w->nc", bought, slow),
             "category_fast": np.einsum("nwc,w->nc", bought, fast),
@@ -118,14 +156,23 @@ def test_tape_against_a_loop_over_weeks(panel: Panel) -> None:
             "weeks_fast": np.full(panel.n_users, fast.sum()),
             "basket_size": bought.sum(axis=2) @ slow,
             "basket_spend": panel.basket_spend[:, :week] @ slow,
+            "trips_slow": trips @ slow,
+            "trips_fast": trips @ fast,
+            "last_trips": trips[:, -1] if week else np.zeros(panel.n_users),
         }.items():
             # Half precision keeps eleven bits.
             np.testing.assert_allclose(getattr(state, name).numpy(), value, rtol=2e-3, atol=2e-3)
+        size = np.zeros((panel.n_users, RECENT_BASKETS))
+        for weeks_ago in range(1, min(week, RECENT_BASKETS) + 1):
+            size[:, weeks_ago - 1] = panel.bought[:, week - weeks_ago].sum(axis=1)
+        np.testing.assert_array_equal(state.recent_baskets.numpy(), size)
         for user in range(panel.n_users):
             for category in range(panel.n_categories):
                 when = np.flatnonzero(panel.bought[user, :week, category])
                 expected = week - when[-1] if when.size else NEVER_WEEKS
                 assert float(state.category_recency[user, category]) == expected
+                ago = [week - w for w in when if week - w <= RECENT_WEEKS]
+                assert int(state.recent[user, category]) == sum(2 ** (weeks - 1) for weeks in ago)
 
 
 def test_tape_before_is_the_replayed_state(panel: Panel) -> None:
@@ -139,7 +186,7 @@ def test_tape_before_is_the_replayed_state(panel: Panel) -> None:
         for kept, exact in zip(category_features(stored, base), category_features(replay, base), strict=True):
             torch.testing.assert_close(kept, exact, rtol=0, atol=5e-3)
         replay = replay.advance(
-            torch.from_numpy(panel.visited[:, week]),
+            torch.from_numpy(panel.trips[:, week]),
             torch.from_numpy(panel.bought[:, week]),
             torch.from_numpy(panel.basket_spend[:, week]),
         )

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
 
 from encoders.calendar import PromotionCalendar
 from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features, user_features
-from encoders.response import DEPTH_SPREAD, PROMOTION_UNIT, FeatureScale, ResponseHeads
+from encoders.response import (
+    MOST_FURTHER_TRIPS_LOG,
+    PROMOTION_UNIT,
+    TERM_LIMIT,
+    USER_TERMS,
+    FeatureScale,
+    ResponseHeads,
+)
 
 N, C, D = 6, 3, 4
 
@@ -32,9 +40,9 @@ def random_state(seed: int) -> HistoryState:
     generator = torch.Generator().manual_seed(seed)
     state = HistoryState.empty(N, C)
     for _ in range(10):
-        visited = torch.rand(N, generator=generator) < 0.6
-        bought = (torch.rand(N, C, generator=generator) < 0.4) & visited[:, None]
-        state = state.advance(visited, bought, 3.0 * bought.sum(dim=1))
+        trips = torch.randint(0, 4, (N,), generator=generator)
+        bought = (torch.rand(N, C, generator=generator) < 0.4) & (trips > 0)[:, None]
+        state = state.advance(trips, bought, 3.0 * bought.sum(dim=1))
     return state
 
 
@@ -64,6 +72,26 @@ def test_purchase_is_monotone_in_depth_whatever_the_parameters(
     torch.testing.assert_close(high.purchase, low.purchase + more * low.depth_slope, rtol=1e-4, atol=1e-3)
 
 
+def user_terms_by_hand(g: torch.Tensor) -> torch.Tensor:
+    """Features, then each with itself and all after it, cut at three standard deviations."""
+    cut = [min(max(value, -TERM_LIMIT), TERM_LIMIT) for value in g.tolist()]
+    products = [a * b for place, a in enumerate(cut) for b in cut[place:]]
+    return torch.tensor([*g.tolist(), *products])
+
+
+def test_user_terms_are_the_features_and_their_products() -> None:
+    heads, state = random_heads(9), random_state(9)
+    heads.user_std.mul_(0.2)  # so that some features are beyond the cut
+    g, terms = heads.standard_user_features(state), heads.user_terms(state)
+    assert float(g.abs().max()) > TERM_LIMIT
+    assert terms.shape == (N, len(USER_TERMS))
+    for row in range(N):
+        torch.testing.assert_close(terms[row], user_terms_by_hand(g[row]))
+    square = USER_TERMS.index("last_trips x last_trips")
+    trips = g[:, USER_FEATURES.index("last_trips")].clamp(-TERM_LIMIT, TERM_LIMIT)
+    torch.testing.assert_close(terms[:, square], trips**2)
+
+
 def test_the_formula_term_by_term() -> None:
     heads, state = random_heads(5), random_state(5)
     embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
@@ -72,26 +100,30 @@ def test_the_formula_term_by_term() -> None:
     phi = torch.stack(category_features(state, heads.base_rate), dim=2)
     for i in range(N):
         g = (user_features(state)[i] - heads.user_mean) / heads.user_std
-        visit = heads.visit_bias + heads.visit_features @ g + heads.visit_embedding @ embedding[i]
+        q = user_terms_by_hand(g)
+        visit = heads.visit_bias + torch.dot(heads.visit_user, q) + heads.visit_embedding @ embedding[i]
         visit = visit + heads.visit_trend * calendar.visit_trend
         assert float(utilities.visit[i]) == pytest.approx(float(0.8 * visit - 0.1), abs=1e-4)
         for c in range(C):
             standard = (phi[i, c] - heads.category_mean) / heads.category_std
-            level = heads.depth_level + heads.depth_category[c] + embedding[i] @ heads.depth_embedding
+            level = heads.depth_level[c] + embedding[i] @ heads.depth_embedding
             theta = torch.log1p(torch.exp(level)) / PROMOTION_UNIT
             purchase = (
                 heads.purchase_bias[c]
                 + heads.purchase_features[c] @ standard
-                + heads.purchase_user[c] @ g
-                + heads.match_scale * (embedding[i] @ heads.category_match[c]) / D**0.5
+                + heads.purchase_user[c] @ q
+                + heads.match_weight[c] * (embedding[i] @ heads.category_match[c]) / D**0.5
+                + heads.purchase_embedding[c] @ embedding[i]
                 + theta * calendar.depth[c]
-                + heads.display_effect * calendar.display[c] / PROMOTION_UNIT
-                + heads.mailer_effect * calendar.mailer[c] / PROMOTION_UNIT
-                + heads.purchase_trend * calendar.category_trend[c]
+                + heads.display_effect[c] * calendar.display[c] / PROMOTION_UNIT
+                + heads.mailer_effect[c] * calendar.mailer[c] / PROMOTION_UNIT
+                + heads.purchase_trend[c] * calendar.category_trend[c]
             )
             assert float(utilities.purchase[i, c]) == pytest.approx(float(1.2 * purchase + 0.3), abs=1e-3)
             assert float(utilities.depth_slope[i, c]) == pytest.approx(float(1.2 * theta), rel=1e-4)
-            spend = heads.spend_level[c] + heads.spend_user @ g + heads.spend_embedding @ embedding[i]
+            spend = (
+                heads.spend_level[c] + torch.dot(heads.spend_user, q) + heads.spend_embedding @ embedding[i]
+            )
             spend = spend + heads.spend_depth * calendar.depth[c]
             assert float(utilities.log_spend[i, c]) == pytest.approx(float(spend), abs=1e-4)
 
@@ -134,7 +166,7 @@ def test_the_start_is_close_to_each_users_own_rate() -> None:
 
 def test_the_depth_effect_is_what_a_unit_of_depth_adds_before_calibration() -> None:
     heads = random_heads(3)
-    level = heads.depth_level + heads.depth_category
+    level = heads.depth_level
     torch.testing.assert_close(heads.depth_effect(), torch.log1p(level.exp()) / PROMOTION_UNIT)
     users = torch.tensor([[-1.0], [0.5]])
     torch.testing.assert_close(
@@ -147,14 +179,34 @@ def test_the_depth_effect_is_what_a_unit_of_depth_adds_before_calibration() -> N
     )
 
 
-def test_the_depth_penalty_is_a_normal_prior_on_deviations_alone() -> None:
-    heads = random_heads(3)
-    log_density = norm(0.0, DEPTH_SPREAD).logpdf
-    deviations = heads.depth_category.numpy()
-    expected = torch.tensor((log_density(0.0) - log_density(deviations)).sum(), dtype=torch.float32)
-    torch.testing.assert_close(heads.depth_penalty(), expected)
-    heads.depth_level.fill_(9.0)
-    torch.testing.assert_close(heads.depth_penalty(), expected)
+def test_category_vectors_are_what_an_embedding_is_multiplied_with() -> None:
+    heads, state = random_heads(6), random_state(6)
+    embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    calendar = one_week(torch.zeros(C))
+    heads.depth_embedding.zero_()
+    difference = (
+        heads(state, embedding, calendar).purchase - heads(state, torch.zeros(N, D), calendar).purchase
+    )
+    expected = heads.calibration[1, 0] * embedding @ heads.category_vectors().T
+    torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-3)
+    # Category embeddings under training take the place of the stored ones, there and in the logit.
+    match = torch.randn(C, D, generator=torch.Generator().manual_seed(2))
+    expected = heads.match_weight[:, None] * match / D**0.5 + heads.purchase_embedding
+    torch.testing.assert_close(heads.category_vectors(match), expected)
+    trained = heads(state, embedding, calendar, match)
+    heads.category_match.copy_(match)
+    torch.testing.assert_close(heads(state, embedding, calendar).purchase, trained.purchase)
+
+
+def test_further_trips_are_log_linear_and_capped() -> None:
+    heads, state = random_heads(8, spread=0.1), random_state(8)
+    g = heads.standard_user_features(state)
+    expected = torch.exp(heads.trips_bias + g @ heads.trips_features)
+    torch.testing.assert_close(heads.mean_further_trips(state), expected)
+    heads.trips_bias.fill_(50.0)
+    assert heads.mean_further_trips(state).tolist() == pytest.approx([math.exp(MOST_FURTHER_TRIPS_LOG)] * N)
+    heads.trips_bias.fill_(-200.0)
+    assert heads.mean_further_trips(state).tolist() == [0.0] * N
 
 
 def test_text_can_be_left_out() -> None:

@@ -13,6 +13,7 @@ from encoders.response_data import (
     FIRST_TEXT_WEEK,
     AnchorTexts,
     ResponseData,
+    UserWeeks,
     anchor_texts,
     training_anchors,
 )
@@ -76,3 +77,62 @@ def test_base_rate_and_scale_read_the_training_weeks_only(panel: Panel) -> None:
     g = torch.cat([user_features(s) for s in states])
     torch.testing.assert_close(scale.category_mean, phi.mean(dim=1))
     torch.testing.assert_close(scale.user_std, g.std(dim=0).clamp(min=1e-3))
+
+
+def labelled_embeddings(starts: int, n_users: int) -> torch.Tensor:
+    """[starts, n, 2] of which the first number names the start week and the second the user."""
+    return torch.stack(
+        torch.meshgrid(torch.arange(starts), torch.arange(n_users), indexing="ij"), dim=2
+    ).float()
+
+
+def test_user_weeks_take_the_latest_embedding_made_by_then() -> None:
+    rows = UserWeeks.of_weeks([4, 5, 8, 7], [4, 7, 8], labelled_embeddings(3, 2))
+    assert rows.week.tolist() == [4, 4, 5, 5, 8, 8, 7, 7]
+    assert rows.user.tolist() == [0, 1] * 4
+    assert rows.embedding[:, 0].tolist() == [0, 0, 0, 0, 2, 2, 1, 1]
+    assert rows.embedding[:, 1].tolist() == rows.user.tolist()
+    assert rows.weight.tolist() == [1.0] * 8
+    assert len(rows) == 8
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True),
+    st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    st.lists(st.integers(0, 20), min_size=1, max_size=6),
+)
+def test_user_weeks_against_a_loop(starts: list[int], weights: list[int], later: list[int]) -> None:
+    starts = sorted(starts)
+    weeks = [starts[0] + offset for offset in later]
+    rows = UserWeeks.of_weeks(
+        weeks, starts, labelled_embeddings(len(starts), 3), torch.tensor(weights, dtype=torch.int64)
+    )
+    expected = [
+        (user, week, max(k for k, start in enumerate(starts) if start <= week), user, weights[user])
+        for week in weeks
+        for user in range(3)
+        if weights[user]
+    ]
+    columns = (rows.user, rows.week, rows.embedding[:, 0], rows.embedding[:, 1], rows.weight)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+
+
+def test_a_week_before_the_first_embedding_is_refused() -> None:
+    with pytest.raises(ValueError, match="week index 3 lies before the first embedding, at 4"):
+        UserWeeks.of_weeks([5, 3], [4], labelled_embeddings(1, 2))
+
+
+def test_rows_are_chosen_by_mask_or_index_and_chunks_are_all_of_them() -> None:
+    rows = UserWeeks.of_weeks(
+        [4, 5, 6], [4, 5], labelled_embeddings(2, 4), torch.tensor([1.0, 2.0, 0.0, 0.5])
+    )
+    mask = rows.user == 3
+    by_mask, by_index = rows.where(mask), rows.where(mask.nonzero()[:, 0])
+    chunks = rows.chunks(4)
+    assert [len(chunk) for chunk in chunks] == [4, 4, 1]
+    for name in ("user", "week", "embedding", "weight"):
+        whole = getattr(rows, name)
+        assert torch.equal(getattr(by_mask, name), whole[mask])
+        assert torch.equal(getattr(by_index, name), whole[mask])
+        assert torch.equal(torch.cat([getattr(chunk, name) for chunk in chunks]), whole)
+    assert len(rows.where(torch.zeros(9, dtype=torch.bool))) == 0

@@ -93,6 +93,15 @@ def test_the_panel_reconciles_with_the_source(panel: Panel, package: duckdb.Duck
     )
     assert panel.bought.shape == (users, 48, 120)
     assert panel.visited.sum() == visits
+    trips, coupons = one(
+        package,
+        "SELECT count(DISTINCT (household_id, week, basket_id)), count(DISTINCT (household_id, week))"
+        " FILTER (coupon_disc + coupon_match_disc > 0)"
+        f" FROM kept WHERE week <= 48 AND {shopper}",
+    )
+    assert panel.trips.sum() == trips
+    assert np.array_equal(panel.trips > 0, panel.visited)
+    assert panel.coupon_used.sum() == coupons
     assert panel.basket_spend.sum(dtype=np.float64) == pytest.approx(spend, rel=1e-6)
     for index in (0, 17, 119):
         bought, sold = one(

@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import geom
 
+from encoders.history import MOST_TRIPS
 from envs.campaign import Campaign, MarketSpec
 from envs.demo_market import demo_market
-from envs.market import MarketState, Outcome, Shocks, action_mask, draw_shocks, issue, transition
+from envs.market import (
+    MarketState,
+    Outcome,
+    Shocks,
+    _geometric,
+    action_mask,
+    draw_shocks,
+    initial_state,
+    issue,
+    transition,
+)
 from envs.money import to_ticks
 from envs.simulator import HeldCoupons, Simulator
 
@@ -184,6 +198,50 @@ def test_more_is_bought_with_coupons_than_without_draw_by_draw() -> None:
         assert (with_offers.visited | ~without.visited).all()
         assert (with_offers.bought | ~without.bought).all()
         assert (with_offers.spend >= without.spend).all()
+
+
+def test_a_user_shops_at_least_once_in_a_week_with_a_visit_and_never_in_another() -> None:
+    for week in play(campaign(1e6, 5), at_random, 6):
+        trips = week.after.history.last_trips
+        assert torch.equal(trips > 0, week.outcome.visited)
+        assert torch.equal(trips, trips.floor())
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e-3, 0.4, 2.0])
+def test_further_trips_are_geometric(mean: float) -> None:
+    """Trips of a week over a grid of uniforms that stands for the whole distribution."""
+    n = 2048
+    heads = copy.deepcopy(market().predictor.heads)
+    heads.visit_bias.fill_(50.0)
+    heads.trips_features.zero_()
+    heads.trips_bias.fill_(math.log(mean) if mean else -500.0)
+    world = replace(market().predictor, heads=heads)
+    spec = market()
+    states = spec.population.histories[0].rows(torch.zeros(n, dtype=torch.int64))
+    embedding = spec.population.embeddings[0, :1].expand(n, -1)
+    state = initial_state(states, embedding, torch.ones(n, dtype=torch.bool), 0)
+    shocks = draw_shocks(n, spec.population.n_categories, torch.Generator().manual_seed(0))
+    shocks = replace(shocks, trips=(torch.arange(n) + 0.5) / n)
+    calendar = spec.population.calendar.weeks(torch.tensor(0))
+    nobody = torch.zeros(n, dtype=torch.int64)
+    after, outcome, _ = transition(state, nobody, spec.offers, world, calendar, shocks, world.assumed)
+    assert outcome.visited.all()
+    further = after.history.last_trips.double().numpy() - 1
+    # Trips beyond the cap count as the cap, in the history as here.
+    expected = 1 - geom.cdf(np.arange(1, int(MOST_TRIPS)), 1 / (1 + mean))
+    counted = [(further >= k).mean() for k in range(1, int(MOST_TRIPS))]
+    np.testing.assert_allclose(counted, expected, atol=1 / n + 1e-9)
+
+
+def test_the_mean_of_further_trips_is_the_one_asked_for() -> None:
+    uniform = (torch.arange(100_000).double() + 0.5) / 100_000
+    for mean in (0.05, 0.7, 5.0):
+        further = _geometric(torch.full_like(uniform, mean), uniform)
+        assert float(further.mean()) == pytest.approx(mean, rel=2e-3)
+    # The ends of the interval are no exception: zero at 0, finite just below 1.
+    ends = _geometric(torch.tensor([0.7, 0.7]), torch.tensor([0.0, 1.0 - 2.0**-24]))
+    assert float(ends[0]) == 0.0
+    assert torch.isfinite(ends).all()
 
 
 def permuted(state: MarketState, order: torch.Tensor) -> MarketState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,40 @@ def test_purchases(tiny: Panel) -> None:
     assert tiny.category_spend[1, :, 0].sum() == 32
     assert tiny.basket_spend[0, 19] == 4, "unlisted items count in the basket"
     assert tiny.visited.sum() == 21 + 4
+    assert np.array_equal(tiny.trips > 0, tiny.visited)
+    assert tiny.trips[0, 19] == 2, "ann's unlisted item has a basket of its own"
+    assert tiny.trips.sum() == 21 + 4 + 1
+    assert not tiny.coupon_used.any()
+
+
+def test_trips_are_distinct_baskets_and_any_coupon_counts(tmp_path: Path) -> None:
+    """Bob's week 2 gets a second line in its basket and two baskets more, one with a coupon."""
+    write_tiny(tmp_path)
+    file = tmp_path / "transactions.csv"
+    text = file.read_text()
+    (known,) = (
+        line.split(",")[1] for line in text.splitlines() if line.startswith("bob") and ",x2,1,5.0," in line
+    )
+    text += f"bob,{known},2024-01-08 11:00:00,y1,1,1,0,0\n"
+    text += "bob,new1,2024-01-09 11:00:00,y1,1,1,0,0.5\n"
+    text += "bob,new2,2024-01-14 23:59:00,z1,1,1,0,0\n"  # Sunday's last minute, and nothing modelled
+    text += "bob,new3,2024-01-29 11:00:00,y1,1,1,0,0\n"
+    file.write_text(text)
+    with open_logs(tmp_path) as logs:
+        panel = build_panel(logs, n_categories=5, pseudonym_key=KEY)
+    assert panel.trips.dtype == np.uint8
+    assert panel.trips[1].tolist() == [1, 3, 1, 0, 1, *[0] * 9, 1, *[0] * 6]
+    assert np.flatnonzero(panel.coupon_used[1]).tolist() == [1]
+    assert not panel.coupon_used[0].any()
+
+
+def test_more_trips_than_a_byte_holds_are_the_most_that_it_holds(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    with (tmp_path / "transactions.csv").open("a") as file:
+        file.writelines(f"bob,many{k},2024-01-09 11:00:00,y1,1,1,0,0\n" for k in range(300))
+    with open_logs(tmp_path) as logs:
+        panel = build_panel(logs, n_categories=5, pseudonym_key=KEY)
+    assert panel.trips[1, 1] == 255
 
 
 def test_depth_index_equals_the_hand_computed_one(tiny: Panel) -> None:
@@ -145,7 +179,16 @@ def test_redemption_rows_by_hand(tmp_path: Path) -> None:
 
 
 def _without_last_user(panel: Panel) -> Panel:
-    by_user = ("user_ids", "profiles", "bought", "visited", "basket_spend", "category_spend")
+    shared = (
+        "categories",
+        "departments",
+        "promotion_depth",
+        "display",
+        "mailer",
+        "split",
+        "first_week_of_year",
+    )
+    by_user = (field.name for field in fields(Panel) if field.name not in shared)
     return replace(panel, **{name: getattr(panel, name)[:-1] for name in by_user})
 
 

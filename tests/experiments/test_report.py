@@ -14,7 +14,7 @@ import pytest
 from markupsafe import Markup
 
 from experiments.report import build, build_report, plots
-from experiments.report.model_sections import fidelity_finding
+from experiments.report.backtest_section import fidelity_finding
 from experiments.report.wording import Currency, duration, percent, plain, short
 
 USERS, WEEKS = 1_931, 6
@@ -23,6 +23,117 @@ POLICIES = {"ppo": 0.713, "myopic_uplift": 0.684, "random": 0.288, "no offer": 0
 HOSTILE = '</td><script>alert("x")</script><img src=http://evil.test/a.png> $\\frac{$ --> & \'"'
 
 Results = dict[str, Any]
+
+
+def make_backtest() -> Results:
+    """The back-test beside the scores of the same results."""
+
+    def row(measure: str, value: float | None = None, **others: Any) -> Results:
+        keys = ("peer", "peer_value", "difference", "ci_low", "ci_high", "bar", "met")
+        return {"measure": measure, "value": value, **dict.fromkeys(keys), **others}
+
+    def against(peer: str, peer_value: float, difference: float, half: float, bar: float | None) -> Results:
+        return {
+            **{"peer": peer, "peer_value": peer_value, "difference": difference, "bar": bar},
+            **{"ci_low": difference - half, "ci_high": difference + half},
+        }
+
+    worst = "depth 13.1% or more, display below 4.7%, own rate 2.9% to 11.3%"
+    cells = [
+        {"cell": worst, "rows": 20113, "predicted": 0.0712, "observed": 0.0931, "ece": 0.0227},
+        {"cell": "depth all, own rate all", "rows": 301224, "predicted": 0.0211, "observed": 0.0214},
+        {"cell": "depth below 3.1%", "rows": 97651, "predicted": 0.1203, "observed": 0.1131, "ece": 0.0077},
+    ]
+    cells[1]["ece"] = 0.0009
+    for cell, chance in zip(cells, (0.0024, 0.0013, 0.0031), strict=True):
+        cell["ece_by_chance"] = chance
+    promotion = []
+    for name, estimate, model in (
+        ("depth", 2.192, 2.871),
+        ("display", 0.481, 0.523),
+        ("mailer", 0.274, 0.261),
+    ):
+        low, high = 0.83 * estimate, 1.19 * estimate
+        promotion.append(
+            {
+                **{"name": name, "estimate": estimate, "standard_error": 0.0917 * estimate},
+                **{"ci_low": low, "ci_high": high, "model": model, "inside": low <= model <= high},
+                "model_fixed_effects": 0.957 * model,
+                "own_slopes": {
+                    **{"estimate": 1.073 * estimate, "ci_low": 0.71 * estimate, "ci_high": 1.47 * estimate},
+                    **{"model": 1.011 * model, "inside": True},
+                },
+            }
+        )
+    scores = {
+        "average_precision": 0.4361,
+        "log_loss": 0.2871,
+        "ece": 0.0312,
+        "cv_auc": 0.8071,
+        "cv_log_loss": 0.3,
+    }
+    redemption = {
+        **{"rows": 5673, "test_week": 36, "embedding_ridge": 300.0},
+        "train": {"rows": 3841, "campaigns": 18, "users": 1511, "rate": 0.1213},
+        "test": {"rows": 1764, "campaigns": 3, "users": 1207, "rate": 0.1341},
+        "model": {"auc": 0.8287, "auc_low": 0.8013, "auc_high": 0.8541, **scores},
+        "no_coupon_history": {"auc": 0.7619, "auc_low": 0.7297, "auc_high": 0.7931, **scores},
+        "frequency": {"auc": 0.7193, "auc_low": 0.6907, "auc_high": 0.7477, **scores},
+        "by_campaign": [
+            {
+                **{"campaign": name, "rows": rows, "redeemed": redeemed, "expected": 1.07 * redeemed},
+                **{"fully_seen": name != "22", "auc": auc},
+            }
+            for name, rows, redeemed, auc in (
+                ("18", 1133, 163, 0.8412),
+                ("20", 224, 18, 0.7713),
+                ("22", 9, 0, None),
+            )
+        ],
+        "coefficients": [
+            {"feature": feature, "meaning": meaning, "standard_deviation": deviation, "odds_ratio": ratio}
+            for feature, meaning, deviation, ratio in (
+                ("covered_purchases", "log purchases a week of covered items", 0.93, 2.61),
+                ("redemptions", "log past redemptions", 0.41, 1.37),
+                ("n_targeted", "log number of users", 0.57, 0.83),
+                ("trips", "log shopping trips a week", 0.61, 1.001),
+            )
+        ],
+    }
+    name = "redemption by targeted households: AUC (interval spans the bar)"
+    interval = {"ci_low": 0.8013, "ci_high": 0.8541}
+    return {
+        "table": [
+            row(
+                "purchase: log loss, relative",
+                0.16834,
+                met=False,
+                **against("lightgbm", 0.16911, -0.0046, 0.0021, -0.01),
+            ),
+            row("purchase: auc", 0.85123, met=False, **against("lightgbm", 0.84888, 0.00235, 0.0007, 0.003)),
+            row("purchase: auc", 0.85123, **against("no_text", 0.84612, 0.00511, 0.0011, None)),
+            row("calibration error (ECE)", 0.00213, ci_low=0.00187, ci_high=0.00291, bar=0.004, met=True),
+            row(f"calibration error, worst of 3 cells: {worst}", 0.0227, bar=0.02, met=False),
+            row("visit: auc", 0.79123, met=True, **against("rfm", 0.7707, 0.02053, 0.0061, 0.0)),
+            row("visit: auc", 0.79123, met=False, **against("lightgbm", 0.7891, 0.00213, 0.0037, 0.0)),
+            row("visit: log loss", 0.55321, met=True, **against("rfm", 0.57831, -0.0251, 0.0067, 0.0)),
+            row(
+                "depth semi-elasticity",
+                2.871,
+                met=False,
+                **against("two-way fixed effects", 2.192, 0.679, 0.39, 0.0),
+            ),
+            row(name, 0.8287, bar=0.82, met=True, **interval),
+        ],
+        "cells": cells,
+        "promotion": promotion,
+        "visit": {
+            "model": {"auc": 0.79123, "log_loss": 0.55321},
+            "rfm": {"auc": 0.7707, "log_loss": 0.57831},
+            "lightgbm": {"auc": 0.7891, "log_loss": 0.55613},
+        },
+        "redemption": redemption,
+    }
 
 
 def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
@@ -159,6 +270,7 @@ def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
                 for i, p in enumerate(predicted.tolist())
             ],
         },
+        "backtest": make_backtest(),
         "response": {
             "fitted": [{"name": "display", "value": 0.48123, "meaning": "log-odds", "source": "fitted"}],
             "assumed": [
@@ -335,7 +447,25 @@ def test_every_number_of_the_tables_is_shown(full: Page) -> None:
     differences = [
         [row[k] / USERS for k in ("difference", "ci_low", "ci_high")] for row in results["comparison"]
     ]
+    backtest = results["backtest"]
+    bars = [{k: v for k, v in row.items() if k not in ("bar", "met")} for row in backtest["table"]]
+    redemption = backtest["redemption"]
+    own = [row.pop("own_slopes") for row in backtest["promotion"]]
+    fitted = [
+        {k: v for k, v in row.items() if k not in ("standard_error", "inside")}
+        for row in backtest["promotion"]
+    ]
+    judged = [{k: v for k, v in redemption[m].items() if k != "cv_log_loss"} for m in ("model", "frequency")]
     expected = {
+        "backtest": [bars, -0.01, 0.003, 0.004, 0.02, 0.82],
+        "cells": backtest["cells"],
+        "visit": backtest["visit"],
+        "promotion": [fitted, [{k: v for k, v in row.items() if k != "inside"} for row in own]],
+        "redemption": judged,
+        "redemption_campaigns": [
+            [row[k] for k in ("rows", "redeemed", "expected", "auc")] for row in redemption["by_campaign"]
+        ],
+        "redemption_coefficients": [row["standard_deviation"] for row in redemption["coefficients"]],
         "policies": [ends, totals, each, net],
         "ledger": ledger,
         "comparison": [differences, [row["difference"] for row in results["comparison"]]],
@@ -384,12 +514,85 @@ def test_titles_state_what_the_data_say(full: Page) -> None:
         "2 of 2 trusted intervals contain the truth; 2 of 6 call for caution and 2 of 6 must not be used",
         "Log loss 0.1683: 0.5% below LightGBM, 7.1% below own frequency; "
         "text helps: 1.0% below the same model without text",
+        "Visits: AUC 0.791, +0.021 against RFM logistic regression (interval excludes 0) and "
+        "+0.002 against LightGBM (interval includes 0)",
+        "1 of 3 cells misses by more than 2.0%: the worst by 2.27%, where chance alone would give 0.24%",
+        "The model's response to promotion lies inside the logs' interval for display and mailer; "
+        "outside it for depth (2.87 against 1.82 to 2.61)",
+        "Who of the targeted redeems: AUC 0.829 (0.801 to 0.854) on 3 later campaigns; "
+        "the bar of 0.82 is met, and lies within the interval",
         "Fine-tuning is best after epoch 2: tuning loss 0.3832; later epochs are worse",
         "4 min 22 s in all; train takes 55%",
     ]
     for finding in expected:
         assert finding in full.findings
-    assert len(full.findings) == 11
+    assert len(full.findings) == 15
+
+
+def test_bars_are_counted_and_told(full: Page) -> None:
+    assert "4 of 9 bars met. Missed: purchase: log loss against LightGBM; purchase: AUC" in full.words
+    rows = full.tables["backtest"]
+    assert rows[0] == ["measure", "model", "peer", "peer's value", "difference", "95% interval", "bar", "met"]
+    assert rows[1][4:] == ["−0.46%", "−0.67% to −0.25%", "≤ −1.0%", "no"]
+    assert rows[2][:2] == ["purchase: AUC", "0.8512"]
+    assert rows[2][4:] == ["+0.0024", "+0.0016 to +0.0031", "≥ 0.003", "no"]
+    assert rows[3][6:] == ["–", "–"]
+    assert rows[4][2:] == ["–", "–", "–", "0.0019 to 0.0029", "≤ 0.004", "yes"]
+    assert rows[8][6:] == ["below 0", "yes"]
+    assert rows[9][6:] == ["in the interval", "no"]
+    assert rows[10][6:] == ["≥ 0.82", "yes"]
+    assert [row[2] for row in full.tables["redemption_coefficients"][1:]] == [
+        "multiplies the odds by 2.6",
+        "raises the odds by 37%",
+        "lowers the odds by 17%",
+        "leaves the odds as they are",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_findings_of_the_back_test_follow_the_data(tmp_path: Path) -> None:
+    results = make_results()
+    backtest = results["backtest"]
+    backtest["cells"][0]["ece"] = 0.0131
+    backtest["redemption"]["model"] |= {"auc": 0.7011, "auc_low": 0.6511, "auc_high": 0.7511}
+    backtest["redemption"]["embedding_ridge"] = None
+    for row in backtest["promotion"]:
+        row["inside"] = False
+    page = page_of(results, tmp_path)
+    worst = (
+        "None of 3 cells misses by more than 2.0%: the worst by 1.31%, where chance alone would give 0.24%"
+    )
+    assert worst in page.findings
+    auc = "AUC 0.701 (0.651 to 0.751) on 3 later campaigns; the bar of 0.82 is missed"
+    assert f"Who of the targeted redeems: {auc}" in page.findings
+    assert "chose to do without the text embedding" in page.words
+    outside = (
+        "The model's response to promotion lies outside the logs' interval: depth (2.87 against 1.82 to 2.61)"
+    )
+    assert any(finding.startswith(outside) for finding in page.findings)
+    backtest["cells"][2]["ece"] = backtest["cells"][0]["ece"] = 0.03
+    assert any(f.startswith("2 of 3 cells miss by more") for f in page_of(results, tmp_path).findings)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("part", sorted(make_backtest()))
+def test_a_small_log_may_lack_any_part_of_the_back_test(part: str, tmp_path: Path) -> None:
+    results = make_results()
+    results["backtest"][part] = {} if isinstance(results["backtest"][part], dict) else []
+    page = page_of(results, tmp_path)
+    assert "fidelity" in page.tables
+    assert {"table": "backtest"}.get(part, part) not in page.tables
+    assert len(page.findings) == 14  # without the table there are no intervals to plot for visits
+
+
+@pytest.mark.usefixtures("quick")
+def test_redemption_that_was_not_judged_says_why(tmp_path: Path) -> None:
+    results = make_results()
+    results["backtest"]["redemption"] = {"rows": 7, "note": "fewer than two training campaigns"}
+    page = page_of(results, tmp_path)
+    assert "Redemption by targeted users is not judged: fewer than two training campaigns." in page.words
+    results["backtest"]["redemption"] = {"rows": 0}
+    assert "edemption by targeted users" not in page_of(results, tmp_path).words
 
 
 @pytest.mark.usefixtures("quick")
@@ -516,7 +719,7 @@ def test_a_missing_part_is_said_to_be_missing(part: str, tmp_path: Path) -> None
     results = make_results()
     del results[part]
     page = page_of(results, tmp_path)
-    sections = {"pretraining", "fine_tuning", "logged", "comparison", "sensitivity"}
+    sections = {"pretraining", "fine_tuning", "logged", "comparison", "sensitivity", "backtest"}
     if part not in sections:
         assert f"has not run: results.json holds no “{part}”" in page.words
     assert part not in page.tables

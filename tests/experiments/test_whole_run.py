@@ -28,9 +28,9 @@ SMALL = (
     "encoder.embedding=8",
     "text.max_tokens=48",
     "pretrain.max_texts=300",
-    "finetune.lightgbm_rows=5000",
+    "backtest.lightgbm_rows=5000",
+    "backtest.n_bootstrap=50",
     "simulators.n_judge=1",
-    "simulators.refit_epochs=2",
     "market.n_users=0",
     "ppo.total_steps=4096",
     "ppo.n_envs=64",
@@ -82,6 +82,7 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path) -> None:
         "prepared",
         "encoder",
         "response",
+        "backtest",
         "policy",
         "evaluation",
         "export/policy.onnx",
@@ -92,7 +93,7 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path) -> None:
     ):
         assert (finished / name).exists(), name
     content = results(finished)
-    assert {"fidelity", "policies", "ope", "export", "data", "training"} <= set(content)
+    assert {"fidelity", "backtest", "policies", "ope", "export", "data", "training"} <= set(content)
     assert content["export"]["parity_max_abs_diff"] <= 1e-5
     for row in content["policies"]:
         assert row["spend"] <= row["budget"]
@@ -115,7 +116,7 @@ def test_an_unchanged_run_is_skipped_and_a_forced_stage_is_redone(finished: Path
     written = policy.stat().st_mtime_ns
     skipped = run(logs, finished)
     assert skipped.returncode == 0
-    assert skipped.stdout.count("unchanged") == 7
+    assert skipped.stdout.count("unchanged") == 8
     forced = run(logs, finished, "--force", "train")
     assert forced.returncode == 0
     assert policy.stat().st_mtime_ns > written
