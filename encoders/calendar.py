@@ -1,6 +1,7 @@
 """What the shop does to everyone: mass promotion and season, week by week.
 
-All of it is known before the week begins, so it may be used for a decision in that week.
+A shop knows its promotions before the week begins. The log knows the shelf discount only through what was
+bought in the week, at the prices paid then: an index over items, carried forward where an item did not sell.
 """
 
 from __future__ import annotations

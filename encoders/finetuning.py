@@ -24,11 +24,12 @@ from encoders.augmentation import drop_items
 from encoders.bert import TextEncoder, pad, special_token_id
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
+from encoders.history import category_features
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData
 from encoders.schedule import warmup_cosine
 
-TRAINED_HEADS = ("match_weight", "visit_bias", "visit_embedding", "purchase_bias", "spend_embedding")
+TRAINED_HEADS = ("match_weight", "purchase_bias", "spend_embedding")
 """Parameters of the heads that are trained along: those that read the embedding, and the intercepts."""
 
 LORA_MODULES = ("query", "value")
@@ -49,6 +50,7 @@ class FineTuningConfig:
         patience: epochs without improvement on the tuning weeks before stopping.
         item_dropout: share of the items of a text left out at random.
         lora_rank: rank of LoRA's weights; 0 trains all of BERT.
+        habit_weight: weight of reconstructing the user's habits from the embedding.
     """
 
     epochs: int
@@ -60,6 +62,7 @@ class FineTuningConfig:
     accumulate: int = 1
     item_dropout: float = 0.0
     lora_rank: int = 0
+    habit_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def response_loss(
     embedding: torch.Tensor,
     category_match: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean negative log likelihood of a user-week: visit + basket + spend, in nats.
+    """Mean negative log likelihood of a user-week: basket + spend, in nats; none where nobody visits.
 
     Args:
         heads: the model.
@@ -127,10 +130,7 @@ def response_loss(
     position, user, week = texts.rows(rows)
     visited = data.visited[week, user]
     state = data.tape.before(week, user).to(device)
-    visit_logit = heads.visit_logit(state, embedding[position], data.calendar.visit_trend[week].to(device))
-    loss = nn.functional.binary_cross_entropy_with_logits(
-        visit_logit, visited.float().to(device), reduction="sum"
-    )
+    loss = 0.0 * embedding.sum()
     shopping = visited.nonzero()[:, 0]
     if len(shopping):
         utilities = heads(
@@ -146,8 +146,36 @@ def response_loss(
         )
         standard = (log_spend - utilities.log_spend) / heads.spend_deviation
         spend_nll = 0.5 * standard**2 + heads.spend_log_deviation
-        loss = loss + (spend_nll * bought).sum()
+        loss = loss + (spend_nll * data.paid[week[shopping], user[shopping]].to(device)).sum()
     return loss / len(user)
+
+
+def habit_loss(
+    decoder: nn.Linear,
+    heads: ResponseHeads,
+    data: ResponseData,
+    texts: AnchorTexts,
+    rows: torch.Tensor,
+    embedding: torch.Tensor,
+) -> torch.Tensor:
+    """Squared error of reading the user's purchase rates off the embedding, summed over categories.
+
+    The rates are those at the text's first week, standardised logits. The task needs no labels of later
+    weeks, and keeps the embedding from forgetting what one basket did not ask for.
+
+    Args:
+        decoder: embedding to C rates.
+        heads: gives base rates and the scale of the features.
+        data: states.
+        texts: which weeks the texts serve.
+        rows: [b] text indices.
+        embedding: [b, d] their embeddings.
+    """
+    state = data.tape.before(texts.first_week[rows], texts.user[rows]).to(embedding.device)
+    rate = category_features(state, heads.base_rate)[0]
+    target = (rate - heads.category_mean[0]) / heads.category_std[0]
+    error: torch.Tensor = decoder(embedding) - target
+    return 0.5 * error.square().sum(dim=1).mean()
 
 
 def fine_tune(
@@ -186,7 +214,9 @@ def fine_tune(
     if config.lora_rank:
         torch.manual_seed(seed)
         _add_lora(encoder, config.lora_rank)
-    module = nn.ModuleDict({"heads": heads, "encoder": encoder}).to(device)
+    torch.manual_seed(seed)
+    decoder = nn.Linear(heads.embedding, heads.n_categories)
+    module = nn.ModuleDict({"heads": heads, "encoder": encoder, "decoder": decoder}).to(device)
     with _only_trained(heads):
         reports = _train(module, data, batches, config, device, seed, checkpoint, on_step, on_epoch)
     if config.lora_rank:
@@ -211,8 +241,9 @@ def _train(
     on_step: Callable[[float], None],
     on_epoch: Callable[[FineTuningReport], None],
 ) -> list[FineTuningReport]:
-    heads, encoder = module["heads"], module["encoder"]
+    heads, encoder, decoder = module["heads"], module["encoder"], module["decoder"]
     assert isinstance(heads, ResponseHeads)
+    assert isinstance(decoder, nn.Linear)
     assert isinstance(encoder, TextEncoder)
 
     def trained(part: nn.Module) -> list[nn.Parameter]:
@@ -222,7 +253,7 @@ def _train(
     optimizer = torch.optim.AdamW(
         [
             # Without weight decay: intercepts and weights have no reason to be near zero.
-            {"params": trained(heads), "lr": peaks[0], "weight_decay": 0.0},
+            {"params": [*trained(heads), *trained(decoder)], "lr": peaks[0], "weight_decay": 0.0},
             {"params": trained(encoder), "lr": peaks[1], "weight_decay": config.weight_decay},
         ]
     )
@@ -253,7 +284,8 @@ def _train(
             embedding = _encode(encoder, tokens, batches.padding_id, device)
             match = _encode(encoder, batches.category_tokens, batches.padding_id, device)
             loss = response_loss(heads, data, batches.texts, rows, embedding, match)
-            (loss / config.accumulate).backward()
+            habits = habit_loss(decoder, heads, data, batches.texts, rows, embedding)
+            ((loss + config.habit_weight * habits) / config.accumulate).backward()
             if (number + 1) % config.accumulate == 0 or number + 1 == n_batches:
                 step = epoch * n_steps + number // config.accumulate
                 factor = warmup_cosine(step, n_steps * config.epochs)

@@ -34,6 +34,9 @@ REFIT_SWEEPS = 8
 
 VISIT_STEPS = 12
 SPEND_STEPS = 5
+MOST_ROWS = 1_000_000
+"""User-weeks that the visit head is fitted on at most, drawn evenly from a larger log."""
+
 MOST_VISITS = 200_000
 """User-weeks with a visit that the purchase heads are fitted on at most, drawn evenly from a larger log."""
 
@@ -51,13 +54,11 @@ class HeadPriors:
     Attributes:
         purchase: over a category's coefficients, in the order of :func:`_purchase_layout`.
         depth_embedding: variance of the weights by which an embedding moves the depth effect.
-        visit_embedding: variance of the visit's weights on the embedding.
         spend_embedding: variance of the spend's weights on the embedding.
     """
 
     purchase: Prior
     depth_embedding: float
-    visit_embedding: float
     spend_embedding: float
 
 
@@ -79,17 +80,20 @@ def fit_heads(
         priors: keep these, and take fewer steps; fitted along if None.
         advance: called after each sweep over the categories.
     """
-    rows = rows.where(rows.weight > 0)
+    rows = _at_most(rows.where(rows.weight > 0), MOST_ROWS)
     visited = data.visited[rows.week, rows.user]
-    shopping = rows.where(visited)
-    if len(shopping.user) > MOST_VISITS:
-        stride = torch.linspace(0, len(shopping.user) - 1, MOST_VISITS).long()
-        shopping = shopping.where(stride)
-    visit_variance = _fit_visit(heads, data, rows, visited, priors)
+    shopping = _at_most(rows.where(visited), MOST_VISITS)
+    _fit_visit(heads, data, rows, visited)
     _fit_trips(heads, data, shopping)
     spend_variance = _fit_spend(heads, data, shopping, priors)
     purchase, depth_variance = _fit_purchase(heads, data, shopping, priors, advance)
-    return HeadPriors(purchase, depth_variance, visit_variance, spend_variance)
+    return HeadPriors(purchase, depth_variance, spend_variance)
+
+
+def _at_most(rows: UserWeeks, count: int) -> UserWeeks:
+    if len(rows) <= count:
+        return rows
+    return rows.where(torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).long())
 
 
 def _user_columns(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> torch.Tensor:
@@ -102,37 +106,27 @@ def _fit_visit(
     data: ResponseData,
     rows: UserWeeks,
     visited: torch.Tensor,
-    priors: HeadPriors | None,
-) -> float:
-    """Logistic regression of the visit; returns the variance of the weights on the embedding."""
+) -> None:
+    """Logistic regression of the visit."""
     g = _user_columns(heads, data, rows)
     trend = data.calendar.visit_trend[rows.week]
-    design = torch.cat([torch.ones(1, len(trend)), g, trend[None], rows.embedding.T])
-    fixed = len(design) - heads.embedding
-    coefficients = torch.cat(
-        [heads.visit_bias[None], heads.visit_user, heads.visit_trend[None], heads.visit_embedding]
-    ).double()
-    variance = priors.visit_embedding if priors is not None else 0.01
+    design = torch.cat([torch.ones(1, len(trend)), g, trend[None]])
+    coefficients = torch.cat([heads.visit_bias[None], heads.visit_user, heads.visit_trend[None]]).double()
+    prior = _flat_then_centred(len(design), 0, 1.0)
     y = visited.float()
     for _ in range(VISIT_STEPS):
-        prior = _flat_then_centred(fixed, heads.embedding, variance)
         p = torch.sigmoid(coefficients.float() @ design)
         full = newton_step(design, rows.weight * (y - p), rows.weight * p * (1 - p), coefficients, prior)
 
-        def loss(at: torch.Tensor, precision: torch.Tensor = prior.precision) -> float:
+        def loss(at: torch.Tensor) -> float:
             logit = at.float() @ design
             surprise = rows.weight * (torch.nn.functional.softplus(logit) - y * logit)
-            return float(surprise.double().sum() + 0.5 * (precision * at.square()).sum())
+            return float(surprise.double().sum() + 0.5 * (prior.precision * at.square()).sum())
 
-        found = halved(full, coefficients, loss)
-        coefficients = found.mean
-        if priors is None:
-            variance = _centred_variance(found, fixed, 0.01)
+        coefficients = halved(full, coefficients, loss).mean
     heads.visit_bias.copy_(coefficients[0])
-    heads.visit_user.copy_(coefficients[1 : fixed - 1])
-    heads.visit_trend.copy_(coefficients[fixed - 1])
-    heads.visit_embedding.copy_(coefficients[fixed:])
-    return variance
+    heads.visit_user.copy_(coefficients[1:-1])
+    heads.visit_trend.copy_(coefficients[-1])
 
 
 def _fit_trips(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
@@ -156,7 +150,7 @@ def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors
     g = _user_columns(heads, data, rows)
     n_categories, fixed = heads.n_categories, len(g) + 1
     size = fixed + heads.embedding
-    bought = data.bought[rows.week, rows.user]
+    bought = data.paid[rows.week, rows.user]
     log_spend = data.log_spend[rows.week, rows.user]
     deviation = torch.ones(n_categories)
     level = heads.spend_level.clone()

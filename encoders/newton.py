@@ -20,7 +20,11 @@ FLAT_VARIANCE = 1e4
 VARIANCE_PRIOR_WEIGHT = 1.0
 """Weight, in categories, of the first guess at a variance; keeps it positive where categories are few."""
 
-_JITTER = 1e-8
+_JITTERS = (1e-8, 1e-6, 1e-4)
+"""Added in turn to the diagonal of a scaled Hessian until it is positive definite: features may be functions
+of each other, such as a count that is only ever nought or one, and its square."""
+
+_STRETCH = 65_536
 _LEAST_RELIABILITY = 0.01
 
 
@@ -74,12 +78,15 @@ def newton_step(
     Returns:
         Where the step ends, with the variance there.
     """
-    hessian = ((design * weight) @ design.T).double() + torch.diag(prior.precision)
+    hessian = torch.diag(prior.precision)
+    # Summed in double precision over stretches: over millions of rows float32 loses what a prior adds.
+    for start in range(0, design.shape[1], _STRETCH):
+        part = design[:, start : start + _STRETCH]
+        hessian += ((part * weight[start : start + _STRETCH]) @ part.T).double()
     gradient = (design @ score).double() - prior.precision * (coefficients - prior.mean)
     scale = hessian.diagonal().sqrt()
     standard = hessian / scale[:, None] / scale[None, :]
-    standard.diagonal().add_(_JITTER)
-    factor = torch.linalg.cholesky(standard)
+    factor = _cholesky(standard)
     step = torch.cholesky_solve((gradient / scale)[:, None], factor)[:, 0] / scale
     variance = torch.cholesky_inverse(factor).diagonal() / scale**2
     return Posterior(coefficients + step, variance)
@@ -105,6 +112,18 @@ def halved(
             break
         step = step / 2
     return Posterior(start + step, found.variance)
+
+
+def _cholesky(standard: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of a matrix with unit diagonal."""
+    unit = torch.eye(len(standard), dtype=torch.float64)
+    factor: torch.Tensor
+    for jitter in _JITTERS[:-1]:
+        factor, failed = torch.linalg.cholesky_ex(standard + jitter * unit)
+        if not int(failed):
+            return factor
+    factor = torch.linalg.cholesky(standard + _JITTERS[-1] * unit)
+    return factor
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The response heads: visit, trips, category purchase, spend and redemption, given history and embedding.
 
-    visit      σ(α + w·q_it + a·e_i + τ·trend_t)
+    visit      σ(α + w·q_it + τ·trend_t)
     trips      1 + Geometric with mean exp(l + w·g_it), given a visit
     purchase   σ(b_c + w_c·φ_itc + v_c·q_it + γ_c·e_i·p_c + a_c·e_i
                  + θ_ic·depth + κ_c·display + μ_c·mailer + τ_c·trend), given a visit
@@ -124,7 +124,6 @@ class ResponseHeads(nn.Module):
 
         self.visit_bias = nn.Parameter(torch.zeros(()))
         self.visit_user = nn.Parameter(torch.zeros(n_terms))
-        self.visit_embedding = nn.Parameter(torch.zeros(embedding))
         self.visit_trend = nn.Parameter(torch.zeros(()))
 
         self.trips_bias = nn.Parameter(torch.tensor(-1.0))
@@ -215,16 +214,12 @@ class ResponseHeads(nn.Module):
         matched: torch.Tensor = self.match_weight[:, None] * match / max(self.embedding, 1) ** 0.5
         return matched + self.purchase_embedding
 
-    def visit_logit(
-        self, state: HistoryState, embedding: torch.Tensor, visit_trend: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the logit of a visit, [n], from histories, embeddings [n, d] and trend, [n] or scalar."""
-        logit = (
-            self.visit_bias
-            + self.user_terms(state) @ self.visit_user
-            + embedding @ self.visit_embedding
-            + self.visit_trend * visit_trend
-        )
+    def visit_logit(self, state: HistoryState, visit_trend: torch.Tensor) -> torch.Tensor:
+        """Return the logit of a visit, [n], from histories and trend, [n] or scalar.
+
+        No embedding enters: it is weeks old, and the rhythm of visits is in the history up to last week.
+        """
+        logit = self.visit_bias + self.user_terms(state) @ self.visit_user + self.visit_trend * visit_trend
         return self.calibration[0, 0] * logit + self.calibration[0, 1]
 
     def forward(
@@ -264,7 +259,7 @@ class ResponseHeads(nn.Module):
             + self.spend_depth * calendar.depth
         )
         return Utilities(
-            visit=self.visit_logit(state, embedding, calendar.visit_trend),
+            visit=self.visit_logit(state, calendar.visit_trend),
             purchase=self.calibration[1, 0] * purchase + self.calibration[1, 1],
             depth_slope=self.calibration[1, 0] * slope,
             log_spend=log_spend,

@@ -32,7 +32,8 @@ class ResponseData:
         calendar: mass promotion by week.
         bought: [T, n, C] bool.
         visited: [T, n] bool.
-        log_spend: [T, n, C] float16 log of spend where bought, 0 elsewhere.
+        paid: [T, n, C] bool, bought and not for nothing: where there is a spend to fit.
+        log_spend: [T, n, C] float16 log of spend where paid, 0 elsewhere.
     """
 
     panel: Panel
@@ -40,6 +41,7 @@ class ResponseData:
     calendar: PromotionCalendar
     bought: torch.Tensor
     visited: torch.Tensor
+    paid: torch.Tensor
     log_spend: torch.Tensor
 
     @classmethod
@@ -52,6 +54,7 @@ class ResponseData:
             calendar=PromotionCalendar.of_panel(panel),
             bought=torch.from_numpy(panel.bought).transpose(0, 1).contiguous(),
             visited=torch.from_numpy(panel.visited).T.contiguous(),
+            paid=(spend > 0).contiguous(),
             log_spend=torch.where(spend > 0, spend.clamp(min=0.05).log(), 0.0).half().contiguous(),
         )
 

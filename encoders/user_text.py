@@ -23,6 +23,10 @@ _COUPON_WORDS = ((0.3, "often"), (0.05, "sometimes"), (0.0, "rarely"))
 """Lowest rate of each word, descending."""
 
 
+SEASON_WEEKS = 60
+"""Training weeks from which on texts tell the season: a year, and some weeks of the next."""
+
+
 @dataclass(frozen=True)
 class UserTextStyle:
     """How much of a history a text tells.
@@ -31,11 +35,14 @@ class UserTextStyle:
         max_items: categories named in all, habits and recent weeks together.
         recent_items: of these, how many are kept for the last two weeks.
         half_life_weeks: after which a purchase counts half for a habit.
+        season: whether the season is told. In less than a year of training no season comes twice, and what is
+            learnt of a season is what happened in it.
     """
 
     max_items: int = 24
     recent_items: int = 8
     half_life_weeks: float = 16.0
+    season: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def user_text(
     """
     parts = [profile] if profile else []
     # The season in a word; a week's number would be one that training never saw.
-    parts.append(season_of_week(first_week_of_year + week - 1))
+    if style.season:
+        parts.append(season_of_week(first_week_of_year + week - 1))
     n_weeks = len(past.bought)
     weight = 0.5 ** (np.arange(n_weeks)[::-1] / style.half_life_weeks)
     visited = past.trips > 0

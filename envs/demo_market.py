@@ -35,7 +35,7 @@ def demo_heads() -> ResponseHeads:
     )
     with torch.no_grad():
         heads.visit_user[2] = -0.2
-        heads.visit_embedding[0] = 0.3
+        heads.purchase_embedding[:, 0] = 0.3
         heads.redemption_bias.fill_(-1.5)
         heads.basket_correlation.fill_(0.15)
         heads.other_spend_ratio.fill_(0.2)

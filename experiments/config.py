@@ -95,6 +95,9 @@ class TextConfig(Section):
     max_items: int = setting(36, "purchases named in a user's text", low=1)
 
 
+PRECISIONS = ("fp32", "bf16", "int8", "auto")
+
+
 @dataclass(frozen=True)
 class EncoderConfig(Section):
     """The BERT user encoder."""
@@ -108,10 +111,18 @@ class EncoderConfig(Section):
     heads: int = setting(2, "attention heads (tiny only)", low=1)
     vocabulary: int = setting(4096, "WordPiece vocabulary (tiny only)", low=200)
     embedding: int = setting(64, "width d of the user and category embeddings", low=1)
+    precision: str = setting(
+        "fp32",
+        "of embedding users: 'fp32', the same on every CPU; 'bf16'; 'int8'; 'auto' takes what is fastest here",
+    )
     dropout: float = setting(0.1, "dropout probability", low=0.0, high=0.9)
 
     def check_together(self) -> None:
-        """A preset must be named, and the heads share the width equally."""
+        """A preset must be named, a precision known, and the heads share the width equally."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"encoder.precision: must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
         if not self.preset:
             raise ConfigError("encoder.preset: must not be empty")
         if self.width % self.heads:
@@ -145,7 +156,10 @@ class FinetuneConfig(Section):
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     patience: int = setting(2, "epochs without improvement on the tuning weeks before stopping", low=1)
     accumulate: int = setting(1, "batches whose gradients are added up before a step", low=1)
-    item_dropout: float = setting(0.0, "share of a text's items left out at random", low=0.0, high=0.9)
+    item_dropout: float = setting(0.15, "share of a text's items left out at random", low=0.0, high=0.9)
+    habit_weight: float = setting(
+        0.1, "weight of reconstructing a user's purchase rates from the embedding", low=0.0
+    )
     lora_rank: int = setting(0, "rank of LoRA's weights; 0 trains all of BERT", low=0)
     label_share: float = setting(
         1.0,

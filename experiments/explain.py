@@ -154,7 +154,6 @@ def history_influences(
     visit, purchase = heads.calibration[0, 0], heads.calibration[1, 0]
     terms, odds = heads.user_terms(state), "log odds"
     text = {
-        "visit": visit * embedding @ heads.visit_embedding,
         "purchase": purchase * embedding @ heads.category_vectors().T,
         "spend": embedding @ heads.spend_embedding,
         "redemption": embedding @ heads.redemption_embedding,

@@ -102,8 +102,9 @@ def fidelity_section(results: Results) -> Section | None:
         *redemption_blocks(part_of(backtest, "redemption"), compared),
     ]
     lead = (
-        f"Weeks {split} were not used to train or tune. Purchases are rare, so every score looks good "
-        "by default: read each only against the baselines."
+        f"Weeks {split} were not used to train or tune, though models were compared on them while this "
+        "one was developed. Purchases are rare, so every score looks good by default: read each only against "
+        "the baselines. Intervals resample households; the shocks that a week brings to all are not in them."
     )
     return Section("fidelity", "How well the model predicts", lead, blocks)
 

@@ -156,9 +156,11 @@ def redemption_blocks(redemption: Row, compared: Sequence[Row]) -> list[Block]:
     panel = DotPanel("", axis, marks, reference=bar, reference_label=label)
     train, test = part_of(redemption, "train"), part_of(redemption, "test")
     note = (
-        f"Fitted on {_extent(train)}, all before week {plain(number_in(redemption, 'test_week'))}; judged on "
+        f"Fitted on {_extent(train)} that started before week "
+        f"{plain(number_in(redemption, 'test_week'))}; judged on "
         f"{_extent(test)} from then on. Given that a household was targeted: it says nothing of what "
-        "campaigns cause. The interval resamples households. "
+        "campaigns cause, and the market does not use this model: there a coupon is redeemed at a covered "
+        "purchase, by a head of its own. The interval resamples households. "
     )
     ridge = number_in(redemption, "embedding_ridge")
     note += (

@@ -18,7 +18,7 @@ from encoders.heads_fit import SWEEPS, HeadPriors, fit_heads
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData, UserWeeks, anchor_texts, training_anchors
-from encoders.user_text import UserTextStyle, category_texts
+from encoders.user_text import SEASON_WEEKS, UserTextStyle, category_texts
 from envs.assumptions import AssumedResponse
 from experiments.artifacts import (
     BERT_FOLDER,
@@ -46,7 +46,7 @@ class _Texts:
 
     def __init__(self, ctx: StageContext, panel: Panel, tokenizer: Tokenizer) -> None:
         text, split = ctx.config.text, panel.split
-        style = UserTextStyle(max_items=text.max_items)
+        style = UserTextStyle(max_items=text.max_items, season=split.train_end >= SEASON_WEEKS)
         every = text.re_encode_weeks
 
         def written(anchors: list[int], last_week: int) -> AnchorTexts:
@@ -165,6 +165,7 @@ def _ensemble(
         patience=settings.patience,
         item_dropout=settings.item_dropout,
         lora_rank=settings.lora_rank,
+        habit_weight=settings.habit_weight,
     )
     n_batches = settings.epochs * -(-len(train) // settings.batch_size)
     members, matches, reports = [], [], []
@@ -208,7 +209,14 @@ def _embed(
         for member in encoder:
             member.to(ctx.device)
             parts.append(
-                embed_tokens(member, tokens, padding_id=padding_id, device=ctx.device, advance=bar.advance)
+                embed_tokens(
+                    member,
+                    tokens,
+                    padding_id=padding_id,
+                    device=ctx.device,
+                    precision=ctx.config.encoder.precision,  # type: ignore[arg-type]
+                    advance=bar.advance,
+                )
             )
             member.cpu()
     flat = torch.cat(parts, dim=1)

@@ -21,7 +21,14 @@ from encoders.bert import (
 from encoders.panel import Panel
 from encoders.pretraining import PretrainingConfig, PretrainingPairs, pretrain
 from encoders.response_data import training_anchors
-from encoders.user_text import UserTextStyle, basket_text, category_texts, category_words, user_texts
+from encoders.user_text import (
+    SEASON_WEEKS,
+    UserTextStyle,
+    basket_text,
+    category_texts,
+    category_words,
+    user_texts,
+)
 from experiments.artifacts import BERT_FOLDER, PANEL_FILE, TOKENIZER_FILE
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
@@ -52,7 +59,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     """Write texts, train or load the tokenizer, and pretrain."""
     text, shape, settings = ctx.config.text, ctx.config.encoder, ctx.config.pretrain
     panel = Panel.load(ctx.input("prepare") / PANEL_FILE)
-    style = UserTextStyle(max_items=text.max_items)
+    style = UserTextStyle(max_items=text.max_items, season=panel.split.train_end >= SEASON_WEEKS)
     anchors = training_anchors(panel.split.train_end, text.re_encode_weeks)
     histories, baskets = next_basket_pairs(panel, anchors, style, settings.max_texts, ctx.rng("texts"))
     if len(histories) < 2:

@@ -80,12 +80,13 @@ def test_linear_predictors_read_the_rows_embedding(make_panel: MakePanel) -> Non
     data = simulated(make_panel, 30, 0.0, 0)
     heads = ResponseHeads(torch.full((C,), 0.2), 2)
     with torch.no_grad():
-        heads.visit_embedding.copy_(torch.tensor([1.0, -0.5]))
+        heads.purchase_embedding.copy_(torch.tensor([1.0, -0.5]))
     embeddings = torch.randn(2, 30, 2, generator=torch.Generator().manual_seed(0))
     rows = UserWeeks.of_weeks([4, 9], [4, 8], embeddings)
-    visit, _ = linear_predictors(heads, data, rows)
-    expected = torch.cat([embeddings[0], embeddings[1]]) @ heads.visit_embedding.detach()
-    np.testing.assert_allclose(visit, expected.numpy(), rtol=1e-5, atol=1e-6)
+    plain = linear_predictors(heads, data, replace(rows, embedding=0 * rows.embedding))[1]
+    _, purchase = linear_predictors(heads, data, rows)
+    expected = torch.cat([embeddings[0], embeddings[1]]) @ heads.purchase_embedding.detach().T
+    np.testing.assert_allclose(purchase - plain, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_calibration_undoes_a_distorted_head(make_panel: MakePanel) -> None:

@@ -99,7 +99,7 @@ def test_visits_trips_and_spend_are_recovered() -> None:
     data, heads, _ = promoted()
     rows = train_weeks(data)
     state = data.tape.before(rows.week, rows.user)
-    visit = torch.sigmoid(heads.visit_logit(state, rows.embedding, data.calendar.visit_trend[rows.week]))
+    visit = torch.sigmoid(heads.visit_logit(state, data.calendar.visit_trend[rows.week]))
     visited = data.visited[rows.week, rows.user]
     # With an intercept the fit reproduces the mean; and nothing depends on the past.
     assert float(visit.mean()) == pytest.approx(float(visited.float().mean()), abs=1e-4)
@@ -189,13 +189,12 @@ def test_visit_and_trips_are_at_their_optima(embedding: int) -> None:
     heads = copy.deepcopy(heads)
     fit_heads(heads, data, rows, priors=priors)
     heads = heads.double().requires_grad_(True)
-    state, e = double(data.tape.before(rows.week, rows.user)), rows.embedding.double()
+    state = double(data.tape.before(rows.week, rows.user))
     visited = data.visited[rows.week, rows.user]
     trend = data.calendar.visit_trend[rows.week].double()
-    visit = heads.visit_logit(state, e, trend)
+    visit = heads.visit_logit(state, trend)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(visit, visited.double(), reduction="sum")
     wide = torch.cat([heads.visit_bias[None], heads.visit_user, heads.visit_trend[None]])
-    loss = loss + 0.5 * (heads.visit_embedding**2).sum() / priors.visit_embedding
     loss = loss + 0.5 * (wide**2).sum() / WIDE_VARIANCE
     # A geometric likelihood of the further trips, with a standard normal prior.
     mean = heads.mean_further_trips(state)[visited]
@@ -204,7 +203,7 @@ def test_visit_and_trips_are_at_their_optima(embedding: int) -> None:
     loss = loss + 0.5 * (heads.trips_bias**2 + (heads.trips_features**2).sum())
     loss.backward()
     names = ["visit_bias", "visit_user", "visit_trend", "trips_bias", "trips_features"]
-    for name in [*names, *(["visit_embedding"] if embedding else [])]:
+    for name in names:
         assert float(getattr(heads, name).grad.abs().max()) < 5e-3, name
 
 

@@ -258,3 +258,18 @@ def test_partial_pooling_recovers_a_hierarchy_better_than_none_or_all() -> None:
     assert (partial < 0.8 * error(alone)).all()
     assert partial[0] < 0.5 * error(pooled)[0]
     assert partial.sum() < error(pooled).sum()
+
+
+@pytest.mark.parametrize("rows", [1_000, 300_000])
+def test_a_column_given_twice_does_not_stop_the_step(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    column = torch.randn(rows, generator=generator)
+    design = torch.stack([torch.ones(rows), column, column])
+    prior = Prior(torch.zeros(3).double(), torch.full((3,), 10.0).double())
+    y = (torch.rand(rows, generator=generator) < torch.sigmoid(column)).float()
+    at = torch.zeros(3).double()
+    for _ in range(8):
+        p = torch.sigmoid(at.float() @ design)
+        at = newton_step(design, y - p, p * (1 - p), at, prior).mean
+    # The two share what one would have had.
+    assert float(at[1] + at[2]) == pytest.approx(1.0, abs=0.25)

@@ -101,7 +101,7 @@ def test_the_formula_term_by_term() -> None:
     for i in range(N):
         g = (user_features(state)[i] - heads.user_mean) / heads.user_std
         q = user_terms_by_hand(g)
-        visit = heads.visit_bias + torch.dot(heads.visit_user, q) + heads.visit_embedding @ embedding[i]
+        visit = heads.visit_bias + torch.dot(heads.visit_user, q)
         visit = visit + heads.visit_trend * calendar.visit_trend
         assert float(utilities.visit[i]) == pytest.approx(float(0.8 * visit - 0.1), abs=1e-4)
         for c in range(C):

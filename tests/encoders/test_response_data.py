@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,13 @@ def test_rows_are_chosen_by_mask_or_index_and_chunks_are_all_of_them() -> None:
         assert torch.equal(getattr(by_index, name), whole[mask])
         assert torch.equal(torch.cat([getattr(chunk, name) for chunk in chunks]), whole)
     assert len(rows.where(torch.zeros(9, dtype=torch.bool))) == 0
+
+
+def test_what_was_given_away_has_no_spend_to_fit(panel: Panel) -> None:
+    spend = panel.category_spend.copy()
+    user, week, category = np.argwhere(panel.bought)[0]
+    spend[user, week, category] = 0.0
+    data = ResponseData.of_panel(replace(panel, category_spend=spend))
+    assert data.bought[week, user, category]
+    assert not data.paid[week, user, category]
+    assert int((data.bought & ~data.paid).sum()) == 1

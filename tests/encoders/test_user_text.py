@@ -184,3 +184,11 @@ def test_basket_text_and_anchors() -> None:
     assert basket_text(np.array([True, False, True, True]), WORDS, 2) == "milk , wine"
     assert anchor_weeks(48, 2, 45) == [45, 47]
     assert anchor_weeks(41, 4, 41) == [41]
+
+
+def test_the_season_can_be_left_out(panel: Panel) -> None:
+    told = user_texts(panel, 9, UserTextStyle())
+    silent = user_texts(panel, 9, UserTextStyle(season=False))
+    season = season_of_week(9)
+    assert all(season in text for text in told)
+    assert [text.replace(f"{season} . ", "", 1) for text in told] == silent

@@ -133,3 +133,8 @@ def test_overrides_go_over_any_configuration() -> None:
     base = load_config("smoke")
     assert override_config(base, [], []) == base
     assert override_config(base, [], ["ppo.hidden=8"]).ppo.hidden == 8
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.precision.*fp16"):
+        load_config("smoke", (), ["encoder.precision=fp16"])

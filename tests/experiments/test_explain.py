@@ -88,7 +88,6 @@ def test_size_of_the_text_is_what_it_moves_the_model_by(fitted_run: FittedRun) -
     predicted = heads(same, embedding, same_week(heads.n_categories))
     found = found_in(fitted_run)
     expected = {
-        "visit": predicted.visit[:, None],
         "purchase": predicted.purchase,
         "spend": predicted.log_spend,
         "redemption": heads.redemption_logit(same, embedding)[:, None],
@@ -104,11 +103,10 @@ def test_size_of_the_text_is_what_it_moves_the_model_by(fitted_run: FittedRun) -
 def test_size_of_the_products_is_what_they_move_visits_by(fitted_run: FittedRun) -> None:
     heads = fitted_run.heads
     state = HistoryTape.of_panel(fitted_run.panel).week(16)
-    no_text = torch.zeros(len(state.visits_slow), heads.embedding)
-    whole = heads.visit_logit(state, no_text, torch.zeros(()))
+    whole = heads.visit_logit(state, torch.zeros(()))
     plain = copy.deepcopy(heads)
     plain.visit_user[len(USER_FEATURES) :] = 0.0
-    products = whole - plain.visit_logit(state, no_text, torch.zeros(()))
+    products = whole - plain.visit_logit(state, torch.zeros(()))
     size = found_in(fitted_run)["visit"][PRODUCTS].size
     assert size == pytest.approx(products.double().numpy().std(), rel=1e-3)
     assert size > 0

@@ -40,12 +40,17 @@ def test_purchases_of_the_week_need_a_visit(
 def test_embeddings_reach_the_heads(data: ResponseData) -> None:
     heads = ResponseHeads(torch.full((data.panel.n_categories,), 0.2), 1)
     with torch.no_grad():
-        heads.visit_embedding.fill_(1.0)
+        heads.purchase_embedding.fill_(1.0)
     level = torch.linspace(-1, 1, data.panel.n_users)[:, None]
     table = EmbeddingTable(np.array([4, 8]), torch.stack([0 * level, level]))
     predicted = predict_weeks(heads, data, table, [5, 9])
-    np.testing.assert_allclose(predicted.visit[0], 0.5)
-    np.testing.assert_allclose(predicted.visit[1], torch.sigmoid(level[:, 0]).numpy(), rtol=1e-6)
+    given_visit = predicted.purchase / predicted.visit[..., None]
+    logit = np.log(given_visit / (1 - given_visit))
+    plain = predict_weeks(heads, data, EmbeddingTable(table.start_week, 0 * table.embedding), [5, 9])
+    before = plain.purchase / plain.visit[..., None]
+    moved = logit - np.log(before / (1 - before))
+    np.testing.assert_allclose(moved[0], 0.0, atol=1e-6)
+    np.testing.assert_allclose(moved[1], np.broadcast_to(level.numpy(), moved[1].shape), atol=1e-4)
 
 
 def test_own_frequency_starts_at_the_category_and_ends_at_the_user(data: ResponseData) -> None:
