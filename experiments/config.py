@@ -113,7 +113,7 @@ class EncoderConfig(Section):
     embedding: int = setting(64, "width d of the user and category embeddings", low=1)
     precision: str = setting(
         "fp32",
-        "of embedding users: 'fp32', the same on every CPU; 'bf16'; 'int8'; 'auto' takes what is fastest here",
+        "of embedding users: 'fp32', alike on every CPU; 'bf16'; 'int8'; 'auto' for the fastest here",
     )
     dropout: float = setting(0.1, "dropout probability", low=0.0, high=0.9)
 

@@ -28,7 +28,7 @@ STAGE = Stage(
     name="report",
     folder="report",
     sections=(),
-    inputs=("prepare", "pretrain", "finetune", "train", "evaluate", "export"),
+    inputs=("prepare", "pretrain", "finetune", "backtest", "train", "evaluate", "export"),
     run=run,
     help=STAGE_HELP["report"],
 )

@@ -94,6 +94,8 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path) -> None:
         assert (finished / name).exists(), name
     content = results(finished)
     assert {"fidelity", "backtest", "policies", "ope", "export", "data", "training"} <= set(content)
+    # The report reads what its inputs say: a stage that it does not name would be missing from it.
+    assert "stages have not run" not in (finished / "report/index.html").read_text("utf-8")
     assert content["export"]["parity_max_abs_diff"] <= 1e-5
     for row in content["policies"]:
         assert row["spend"] <= row["budget"]
