@@ -30,7 +30,7 @@ from encoders.response_data import AnchorTexts, ResponseData
 from encoders.schedule import warmup_cosine
 
 TRAINED_HEADS = ("match_weight", "purchase_bias", "spend_embedding")
-"""Parameters of the heads that are trained along: those that read the embedding, and the intercepts."""
+"""Parameters of the heads that are trained along; everything else waits for the fit on the embeddings."""
 
 LORA_MODULES = ("query", "value")
 """Where LoRA adds its low-rank weights (Hu et al. 2021, section 4.2)."""

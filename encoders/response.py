@@ -71,7 +71,7 @@ class Utilities:
 
 @dataclass(frozen=True)
 class FeatureScale:
-    """Mean and standard deviation of the features over the training rows, so that one learning rate fits all.
+    """Mean and standard deviation of the features over the training rows, so that coefficients compare.
 
     Attributes:
         category_mean: [F] of the category features.
