@@ -1,8 +1,8 @@
 """Fine-tuning of the encoder together with the weights that its embeddings meet in the response heads.
 
-The heads come fitted without text (:mod:`encoders.heads_fit`) and keep their history and promotion
-coefficients: the encoder learns what these leave unexplained. Afterwards all heads are fitted anew on its
-embeddings.
+The heads come fitted on the embeddings as they are before (:mod:`encoders.heads_fit`) and keep most of their
+coefficients: from heads that know nothing of the embedding the first steps would tear down what pretraining
+built (Kumar et al. 2022, linear probing then fine-tuning). Afterwards all heads are fitted anew.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from encoders.augmentation import drop_items
-from encoders.bert import TextEncoder, pad, special_token_id
+from encoders.bert import TextEncoder
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
-from encoders.history import category_features
+from encoders.habits import HabitRates, HabitReader, habit_loss
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData
 from encoders.schedule import warmup_cosine
+from encoders.text_batches import TextBatches, encode, shuffled_batches
 
 TRAINED_HEADS = ("match_weight", "purchase_bias", "spend_embedding")
 """Parameters of the heads that are trained along; everything else waits for the fit on the embeddings."""
@@ -70,42 +70,14 @@ class FineTuningReport:
     """One epoch.
 
     Attributes:
-        epoch: counted from 1.
-        loss: mean training loss, nats per user-week.
+        epoch: counted from 1; 0 is the start.
+        loss: mean training loss, nats per user-week; None at the start.
         tune_loss: the same over the tuning weeks, dropout off.
     """
 
     epoch: int
-    loss: float
+    loss: float | None
     tune_loss: float
-
-
-@dataclass(frozen=True)
-class TextBatches:
-    """Texts as the encoder takes them.
-
-    Attributes:
-        texts: user texts of the training weeks.
-        tune: user texts of the tuning weeks.
-        category_tokens: token ids of the category texts.
-        padding_id: id of [PAD].
-        separators: ids of the tokens that end an item of a text.
-    """
-
-    texts: AnchorTexts
-    tune: AnchorTexts
-    category_tokens: list[np.ndarray]
-    padding_id: int
-    separators: np.ndarray
-
-    @classmethod
-    def of(
-        cls, tokenizer: Tokenizer, texts: AnchorTexts, tune: AnchorTexts, category_tokens: list[np.ndarray]
-    ) -> TextBatches:
-        """Look up the special tokens."""
-        found = [tokenizer.token_to_id(mark) for mark in (",", ".")]
-        separators = np.array([number for number in found if number is not None], dtype=np.int32)
-        return cls(texts, tune, category_tokens, special_token_id(tokenizer, "[PAD]"), separators)
 
 
 def response_loss(
@@ -150,37 +122,10 @@ def response_loss(
     return loss / len(user)
 
 
-def habit_loss(
-    decoder: nn.Linear,
-    heads: ResponseHeads,
-    data: ResponseData,
-    texts: AnchorTexts,
-    rows: torch.Tensor,
-    embedding: torch.Tensor,
-) -> torch.Tensor:
-    """Squared error of reading the user's purchase rates off the embedding, summed over categories.
-
-    The rates are those at the text's first week, standardised logits. The task needs no labels of later
-    weeks, and keeps the embedding from forgetting what one basket did not ask for.
-
-    Args:
-        decoder: embedding to C rates.
-        heads: gives base rates and the scale of the features.
-        data: states.
-        texts: which weeks the texts serve.
-        rows: [b] text indices.
-        embedding: [b, d] their embeddings.
-    """
-    state = data.tape.before(texts.first_week[rows], texts.user[rows]).to(embedding.device)
-    rate = category_features(state, heads.base_rate)[0]
-    target = (rate - heads.category_mean[0]) / heads.category_std[0]
-    error: torch.Tensor = decoder(embedding) - target
-    return 0.5 * error.square().sum(dim=1).mean()
-
-
 def fine_tune(
     encoder: TextEncoder,
     heads: ResponseHeads,
+    reader: HabitReader,
     data: ResponseData,
     batches: TextBatches,
     config: FineTuningConfig,
@@ -193,12 +138,15 @@ def fine_tune(
 ) -> list[FineTuningReport]:
     """Train ``encoder`` and, of ``heads``, TRAINED_HEADS in place; keep the best epoch on the tuning weeks.
 
+    The start counts as epoch 0: where no epoch is better, the encoder stays as it came.
+
     Every epoch is seeded by its number, so that a resumed run ends where an uninterrupted one would. Both end
     on the CPU.
 
     Args:
         encoder: to train.
-        heads: fitted without text.
+        heads: fitted on the encoder's embeddings.
+        reader: reads habits off an embedding, as pretraining left it; trained along.
         data: states and labels.
         batches: texts.
         config: how to train.
@@ -215,8 +163,7 @@ def fine_tune(
         torch.manual_seed(seed)
         _add_lora(encoder, config.lora_rank)
     torch.manual_seed(seed)
-    decoder = nn.Linear(heads.embedding, heads.n_categories)
-    module = nn.ModuleDict({"heads": heads, "encoder": encoder, "decoder": decoder}).to(device)
+    module = nn.ModuleDict({"heads": heads, "encoder": encoder, "reader": reader}).to(device)
     with _only_trained(heads):
         reports = _train(module, data, batches, config, device, seed, checkpoint, on_step, on_epoch)
     if config.lora_rank:
@@ -225,7 +172,7 @@ def fine_tune(
             parameter.requires_grad_(True)
     module.eval()
     with torch.no_grad():
-        heads.category_match.copy_(_encode(encoder, batches.category_tokens, batches.padding_id, device))
+        heads.category_match.copy_(encode(encoder, batches.category_tokens, batches.padding_id, device))
     module.cpu()
     return reports
 
@@ -241,9 +188,9 @@ def _train(
     on_step: Callable[[float], None],
     on_epoch: Callable[[FineTuningReport], None],
 ) -> list[FineTuningReport]:
-    heads, encoder, decoder = module["heads"], module["encoder"], module["decoder"]
+    heads, encoder, reader = module["heads"], module["encoder"], module["reader"]
     assert isinstance(heads, ResponseHeads)
-    assert isinstance(decoder, nn.Linear)
+    assert isinstance(reader, HabitReader)
     assert isinstance(encoder, TextEncoder)
 
     def trained(part: nn.Module) -> list[nn.Parameter]:
@@ -253,7 +200,7 @@ def _train(
     optimizer = torch.optim.AdamW(
         [
             # Without weight decay: intercepts and weights have no reason to be near zero.
-            {"params": [*trained(heads), *trained(decoder)], "lr": peaks[0], "weight_decay": 0.0},
+            {"params": [*trained(heads), *trained(reader)], "lr": peaks[0], "weight_decay": 0.0},
             {"params": trained(encoder), "lr": peaks[1], "weight_decay": config.weight_decay},
         ]
     )
@@ -268,23 +215,28 @@ def _train(
         best = stored["best"]
         reports = [FineTuningReport(**report) for report in stored["reports"]]
         for report in reports:
-            for _ in range(n_batches):
-                on_step(report.loss)
-    for epoch in range(len(reports), config.epochs):
+            if report.loss is not None:
+                for _ in range(n_batches):
+                    on_step(report.loss)
+    rates = HabitRates.of(data)
+    if not reports:
+        reports.append(FineTuningReport(0, None, _evaluate(heads, encoder, data, batches, device)))
+        on_epoch(reports[-1])
+    for epoch in range(len(reports) - 1, config.epochs):
         if _stalled(reports, config.patience):
             break
         rng = np.random.default_rng([seed, epoch])
         torch.manual_seed(int(rng.integers(2**62)))
         module.train()
         total = 0.0
-        for number, rows in enumerate(_shuffled(batches.texts, config.batch_size, rng)):
+        for number, rows in enumerate(shuffled_batches(batches.texts, config.batch_size, rng)):
             tokens = [batches.texts.tokens[int(row)] for row in rows]
             if config.item_dropout:
                 tokens = [drop_items(one, batches.separators, config.item_dropout, rng) for one in tokens]
-            embedding = _encode(encoder, tokens, batches.padding_id, device)
-            match = _encode(encoder, batches.category_tokens, batches.padding_id, device)
+            embedding = encode(encoder, tokens, batches.padding_id, device)
+            match = encode(encoder, batches.category_tokens, batches.padding_id, device)
             loss = response_loss(heads, data, batches.texts, rows, embedding, match)
-            habits = habit_loss(decoder, heads, data, batches.texts, rows, embedding)
+            habits = habit_loss(reader, embedding, match, rates.at(batches.texts, rows).to(device))
             ((loss + config.habit_weight * habits) / config.accumulate).backward()
             if (number + 1) % config.accumulate == 0 or number + 1 == n_batches:
                 step = epoch * n_steps + number // config.accumulate
@@ -302,7 +254,7 @@ def _train(
                 f"({config.learning_rate:g} encoder, {config.head_learning_rate:g} heads)"
             )
         tune_loss = _evaluate(heads, encoder, data, batches, device)
-        if not reports or tune_loss < min(report.tune_loss for report in reports):
+        if tune_loss < min(report.tune_loss for report in reports):
             best = copy.deepcopy(module.state_dict())
         reports.append(FineTuningReport(epoch + 1, total / n_batches, tune_loss))
         on_epoch(reports[-1])
@@ -318,24 +270,6 @@ def _train(
             )
     module.load_state_dict(best)
     return reports
-
-
-def _encode(encoder: TextEncoder, tokens: list[np.ndarray], padding_id: int, device: str) -> torch.Tensor:
-    """Embeddings of token sequences with gradient, [b, d] float32."""
-    batch = pad(tokens, padding_id).to(device)
-    with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-        out: torch.Tensor = encoder(batch.ids, batch.attention)
-    return out.float()
-
-
-def _shuffled(texts: AnchorTexts, batch_size: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Shuffle texts into batches of similar length within stretches of sixteen batches."""
-    order = torch.from_numpy(rng.permutation(len(texts)))
-    batches: list[torch.Tensor] = []
-    for stretch in order.split(16 * batch_size):
-        lengths = np.array([len(texts.tokens[int(row)]) for row in stretch])
-        batches += stretch[torch.from_numpy(np.argsort(lengths, kind="stable"))].split(batch_size)
-    return [batches[k] for k in rng.permutation(len(batches))]
 
 
 def _stalled(reports: list[FineTuningReport], patience: int) -> bool:
@@ -384,7 +318,7 @@ def _evaluate(
         device=device,
         precision="auto" if device.startswith("cuda") else "fp32",
     ).to(device)
-    match = _encode(encoder, batches.category_tokens, batches.padding_id, device)
+    match = encode(encoder, batches.category_tokens, batches.padding_id, device)
     total, count = 0.0, 0
     for rows in torch.arange(len(tune)).split(512):
         size = len(tune.rows(rows)[0])

@@ -22,7 +22,7 @@ from encoders.newton import (
     newton_step,
     update_prior,
 )
-from encoders.response import MOST_FURTHER_TRIPS_LOG, PROMOTION_UNIT, ResponseHeads
+from encoders.response import MOST_FURTHER_TRIPS_LOG, PROMOTION_UNIT, ResponseHeads, taste_weight
 from encoders.response_data import ResponseData, UserWeeks
 
 SWEEPS = 10
@@ -205,6 +205,7 @@ class _Layout:
     bias: int
     features: slice
     user: slice
+    rate_user: slice
     trend: int
     display: int
     mailer: int
@@ -217,13 +218,15 @@ class _Layout:
 def _purchase_layout(heads: ResponseHeads) -> _Layout:
     n_features, n_user = heads.purchase_features.shape[1], heads.purchase_user.shape[1]
     user = 1 + n_features
-    trend = user + n_user
+    rate_user = user + n_user
+    trend = rate_user + heads.purchase_rate_user.shape[1]
     match = trend + 4
     embedding = match + (1 if heads.embedding else 0)
     return _Layout(
         bias=0,
         features=slice(1, user),
-        user=slice(user, trend),
+        user=slice(user, rate_user),
+        rate_user=slice(rate_user, trend),
         trend=trend,
         display=trend + 1,
         mailer=trend + 2,
@@ -265,10 +268,12 @@ def _fit_purchase(
     depth_variance = priors.depth_embedding if priors is not None else 1e-3
     n_rows, n_categories = len(rows.user), heads.n_categories
     state = data.tape.before(rows.week, rows.user)
+    raw_features = category_features(state, heads.base_rate)
+    taste = taste_weight(state, heads.base_rate).T.contiguous()
     features = torch.stack(
         [
             ((feature - heads.category_mean[k]) / heads.category_std[k]).T
-            for k, feature in enumerate(category_features(state, heads.base_rate))
+            for k, feature in enumerate(raw_features)
         ]
     )
     bought = data.bought[rows.week, rows.user].T.float()
@@ -276,7 +281,8 @@ def _fit_purchase(
     design = torch.empty(at.size, n_rows)
     design[at.bias] = 1.0
     design[at.user] = heads.user_terms(state).T
-    design[at.embedding] = rows.embedding.T
+    plain = design[at.user][: heads.purchase_rate_user.shape[1]]
+    embedding = rows.embedding.T.contiguous()
     match = (heads.category_match @ rows.embedding.T) / max(heads.embedding, 1) ** 0.5
     coefficients = _stacked(heads, at)
     variance = torch.zeros_like(coefficients)
@@ -289,13 +295,15 @@ def _fit_purchase(
         for c in range(n_categories):
             depth = calendar.depth[rows.week, c] / PROMOTION_UNIT
             design[at.features] = features[:, c]
+            torch.mul(plain, features[0, c], out=design[at.rate_user])
             design[at.trend] = calendar.category_trend[rows.week, c]
             design[at.display] = calendar.display[rows.week, c] / PROMOTION_UNIT
             design[at.mailer] = calendar.mailer[rows.week, c] / PROMOTION_UNIT
             level = coefficients[c, at.depth].float() + user_level
             design[at.depth] = torch.sigmoid(level) * depth
             if heads.embedding:
-                design[at.match] = match[c]
+                design[at.match] = match[c] * taste[c]
+                torch.mul(embedding, taste[c], out=design[at.embedding])
             logit = (coefficients[c].float() * linear[:, 0]) @ design
             logit = logit + torch.nn.functional.softplus(level) * depth
             p = torch.sigmoid(logit)
@@ -308,7 +316,7 @@ def _fit_purchase(
             coefficients[c], variance[c] = found.mean, found.variance
         if heads.embedding:
             spread = _flat_then_centred(0, heads.embedding, depth_variance)
-            moved = newton_step(design[at.embedding], depth_score, depth_weight, depth_embedding, spread)
+            moved = newton_step(embedding, depth_score, depth_weight, depth_embedding, spread)
             depth_embedding = moved.mean
             if priors is None:
                 depth_variance = _centred_variance(moved, 0, 1e-3)
@@ -326,6 +334,7 @@ def _stacked(heads: ResponseHeads, at: _Layout) -> torch.Tensor:
     out[:, at.bias] = heads.purchase_bias.double()
     out[:, at.features] = heads.purchase_features.double()
     out[:, at.user] = heads.purchase_user.double()
+    out[:, at.rate_user] = heads.purchase_rate_user.double()
     out[:, at.trend] = heads.purchase_trend.double()
     out[:, at.display] = heads.display_effect.double()
     out[:, at.mailer] = heads.mailer_effect.double()
@@ -340,6 +349,7 @@ def _unstack(heads: ResponseHeads, at: _Layout, coefficients: torch.Tensor) -> N
     heads.purchase_bias.copy_(coefficients[:, at.bias])
     heads.purchase_features.copy_(coefficients[:, at.features])
     heads.purchase_user.copy_(coefficients[:, at.user])
+    heads.purchase_rate_user.copy_(coefficients[:, at.rate_user])
     heads.purchase_trend.copy_(coefficients[:, at.trend])
     heads.display_effect.copy_(coefficients[:, at.display])
     heads.mailer_effect.copy_(coefficients[:, at.mailer])

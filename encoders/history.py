@@ -21,6 +21,10 @@ _FAST = 0.5 ** (1.0 / FAST_HALF_LIFE_WEEKS)
 PRIOR_VISITS = 2.0
 """Weight, in visits, of the category's base rate in a user's purchase rate."""
 
+CAUTIOUS_PRIOR_VISITS = 8.0
+"""The same in the cautious rate. Categories differ in how much a few purchases say; of two rates that differ
+in caution the heads mix their own."""
+
 RECENT_WEEKS = 4
 """Weeks of which it is remembered exactly whether a category was bought."""
 
@@ -33,6 +37,7 @@ MOST_TRIPS = 7.0
 CATEGORY_FEATURES = (
     "slow_rate_logit",
     "fast_rate_logit",
+    "cautious_rate_logit",
     "log_recency",
     "log_overdue",
     "bought_1_week_ago",
@@ -168,14 +173,17 @@ def category_features(state: HistoryState, base_rate: torch.Tensor) -> list[torc
         state: history before the week.
         base_rate: [C] share of visits on which the average user buys the category; the prior.
     """
-    prior = PRIOR_VISITS * base_rate
-    slow = (state.category_slow + prior) / (state.visits_slow[:, None] + PRIOR_VISITS)
-    fast = (state.category_fast + prior) / (state.visits_fast[:, None] + PRIOR_VISITS)
+
+    def rate(purchases: torch.Tensor, visits: torch.Tensor, prior_visits: float) -> torch.Tensor:
+        return (purchases + prior_visits * base_rate) / (visits[:, None] + prior_visits)
+
+    slow = rate(state.category_slow, state.visits_slow, PRIOR_VISITS)
     # Purchases expected since the last one if they came at the slow weekly rate.
     overdue = state.category_recency * state.category_slow / state.weeks_slow.clamp(min=1.0)[:, None]
     return [
         _logit(slow),
-        _logit(fast),
+        _logit(rate(state.category_fast, state.visits_fast, PRIOR_VISITS)),
+        _logit(rate(state.category_slow, state.visits_slow, CAUTIOUS_PRIOR_VISITS)),
         torch.log(state.category_recency),
         torch.log1p(overdue),
         *(((state.recent >> k) & 1).to(slow.dtype) for k in range(RECENT_WEEKS)),

@@ -133,15 +133,17 @@ class EncoderConfig(Section):
 
 @dataclass(frozen=True)
 class PretrainConfig(Section):
-    """Masked-language and next-basket pretraining."""
+    """Masked-language and next-basket pretraining, then habits."""
 
     name: ClassVar[str] = "pretrain"
     epochs: int = setting(1, "passes over the texts", low=0)
-    batch_size: int = setting(64, "texts a step", low=1)
-    learning_rate: float = setting(5e-4, "peak learning rate of AdamW", above=0.0)
+    batch_size: int = setting(32, "texts a step", low=1)
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", above=0.0)
     mask_probability: float = setting(0.15, "share of tokens to predict", above=0.0, high=0.9)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     max_texts: int = setting(8_000, "texts sampled from the training weeks", low=1)
+    habit_epochs: int = setting(2, "passes over all texts to learn what they say of habits", low=0)
+    habit_learning_rate: float = setting(1e-3, "peak learning rate of these passes", above=0.0)
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,16 @@ class FinetuneConfig(Section):
     """Multi-task fine-tuning of the response model."""
 
     name: ClassVar[str] = "finetune"
-    epochs: int = setting(2, "most passes over the training weeks", low=1)
+    epochs: int = setting(1, "most passes over the training weeks", low=1)
     batch_size: int = setting(64, "user-weeks a step", low=1)
-    learning_rate: float = setting(5e-4, "peak learning rate of the encoder", above=0.0)
+    learning_rate: float = setting(1e-4, "peak learning rate of the encoder", above=0.0)
     head_learning_rate: float = setting(5e-3, "peak learning rate of the response heads", above=0.0)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     patience: int = setting(2, "epochs without improvement on the tuning weeks before stopping", low=1)
     accumulate: int = setting(1, "batches whose gradients are added up before a step", low=1)
     item_dropout: float = setting(0.15, "share of a text's items left out at random", low=0.0, high=0.9)
     habit_weight: float = setting(
-        0.1, "weight of reconstructing a user's purchase rates from the embedding", low=0.0
+        1.0, "weight of reconstructing a user's purchase rates from the embedding", low=0.0
     )
     lora_rank: int = setting(0, "rank of LoRA's weights; 0 trains all of BERT", low=0)
     label_share: float = setting(

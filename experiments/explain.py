@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState
+from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features
 from encoders.history_tape import HistoryTape
-from encoders.response import ResponseHeads
+from encoders.response import ResponseHeads, taste_weight
 from experiments.fitted_run import FittedRun
 
 _WORDS: Mapping[str, str] = {
     "slow_rate_logit": "how often the category was bought on visits of the last months",
     "fast_rate_logit": "how often the category was bought on visits of the last weeks",
+    "cautious_rate_logit": "the same, believed only after many visits",
     "log_recency": "how long ago the category was last bought",
     "log_overdue": "how overdue the next purchase of the category is",
     "slow_visit_logit": "how often the user visited in the last months",
@@ -153,8 +154,13 @@ def history_influences(
     """
     visit, purchase = heads.calibration[0, 0], heads.calibration[1, 0]
     terms, odds = heads.user_terms(state), "log odds"
+    own_rate = category_features(state, heads.base_rate)[0]
+    standard_rate = (own_rate - heads.category_mean[0]) / heads.category_std[0]
+    rate_weight = purchase * (heads.standard_user_features(state) @ heads.purchase_rate_user.T)
     text = {
-        "purchase": purchase * embedding @ heads.category_vectors().T,
+        "purchase": purchase
+        * taste_weight(state, heads.base_rate)
+        * (embedding @ heads.category_vectors().T),
         "spend": embedding @ heads.spend_embedding,
         "redemption": embedding @ heads.redemption_embedding,
     }
@@ -165,7 +171,8 @@ def history_influences(
         (
             "purchase",
             odds,
-            _directed(CATEGORY_FEATURES, of_category) + _of_user(terms, purchase * heads.purchase_user),
+            _directed(CATEGORY_FEATURES, of_category)
+            + _of_user(terms, purchase * heads.purchase_user, standard_rate * rate_weight),
         ),
         ("spend", "log of spend", _of_user(terms, heads.spend_user)),
         ("redemption", odds, _of_user(terms, heads.redemption_features)),
@@ -178,12 +185,17 @@ def history_influences(
     return ranked
 
 
-def _of_user(terms: torch.Tensor, weights: torch.Tensor) -> list[Influence]:
-    """Of user terms, [n, P], with weights [P] or [C, P]; or [G] or [C, G] for a head of plain features."""
+def _of_user(
+    terms: torch.Tensor, weights: torch.Tensor, further: torch.Tensor | float = 0.0
+) -> list[Influence]:
+    """Of user terms, [n, P], with weights [P] or [C, P]; or [G] or [C, G] for a head of plain features.
+
+    ``further`` is what products with category features add, [n, C].
+    """
     plain = len(USER_FEATURES)
     found = _directed(USER_FEATURES, weights[..., :plain])
     if weights.shape[-1] > plain:
-        found.append(_whole(PRODUCTS, terms[:, plain:] @ torch.atleast_2d(weights)[:, plain:].T))
+        found.append(_whole(PRODUCTS, terms[:, plain:] @ torch.atleast_2d(weights)[:, plain:].T + further))
     return found
 
 

@@ -156,6 +156,9 @@ def encoder_section(results: Results) -> Section | None:
     blocks: list[Block] = []
     if before:
         blocks.append(_pretraining_block(before))
+    habits = rows_in(pretraining, "habits")
+    if habits:
+        blocks.append(_habit_block(habits))
     if after:
         blocks.append(_fine_tuning_block(after))
     lead = "A BERT reads each user's history as text. "
@@ -213,23 +216,58 @@ def _pretraining_block(rows: Sequence[Row]) -> Block:
     return [plot, Table("pretraining", "Pretraining", columns, cells)]
 
 
-def _fine_tuning_block(rows: Sequence[Row]) -> Block:
-    loss, tune = ([number_in(row, key) for row in rows] for key in ("loss", "tune_loss"))
+def _habit_block(rows: Sequence[Row]) -> Block:
+    """What the embedding keeps of habits, epoch by epoch."""
+    kept = [number_in(row, "explained") for row in rows]
+    matched = [number_in(row, "matched") for row in rows]
     lines = [
-        Line("training weeks", _epochs(rows), loss, BLUE, "o"),
-        Line("tuning weeks", _epochs(rows), tune, VERMILION, "s"),
+        Line("read off the embedding", _epochs(rows), kept, BLUE, "o"),
+        Line("read off the match with the category's text", _epochs(rows), matched, VERMILION, "s"),
+    ]
+    finding = (
+        f"The embedding keeps {percent(kept[-1])} of how users differ in their purchase rates; "
+        f"its match with a category's text {percent(matched[-1])}"
+    )
+    panel = LinePanel("", "epoch", "share of variance, tuning weeks", lines, plain, share_tick, True)
+    titles = ("epoch", "loss", "variance explained", "variance explained by the match")
+    cells = [
+        [
+            plain(number_in(row, "epoch")),
+            plain(number_in(row, "loss"), 4),
+            percent(number_in(row, "explained"), 1),
+            percent(number_in(row, "matched"), 1),
+        ]
+        for row in rows
+    ]
+    plot = Plot(finding, line_panels("habits", finding, [panel], height=2.8))
+    return [plot, Table("habits", "Habits", [Column(title) for title in titles], cells)]
+
+
+def _fine_tuning_block(rows: Sequence[Row]) -> Block:
+    """The first encoder's losses as a plot, every encoder's in the table; epoch 0 is the pretrained start."""
+    first = [row for row in rows if number_in(row, "member") == number_in(rows[0], "member")]
+    loss, tune = ([number_in(row, key) for row in first] for key in ("loss", "tune_loss"))
+    lines = [
+        Line("training weeks", _epochs(first), loss, BLUE, "o"),
+        Line("tuning weeks", _epochs(first), tune, VERMILION, "s"),
     ]
     known = [(value, place) for place, value in enumerate(tune) if value is not None]
     best = min(known)[1] if known else None
     finding = "Fine-tuning, epoch by epoch"
     if best is not None:
-        epoch = plain(number_in(rows[best], "epoch"))
-        finding = f"Fine-tuning is best after epoch {epoch}: tuning loss {short(tune[best])}"
-        finding += "; later epochs are worse" if best < len(rows) - 1 else ", at the last epoch"
+        epoch = number_in(first[best], "epoch")
+        finding = f"Fine-tuning is best after epoch {plain(epoch)}: tuning loss {short(tune[best])}"
+        if epoch == 0:
+            finding = f"Fine-tuning did not improve on pretraining: tuning loss {short(tune[best])}"
+        elif best < len(first) - 1:
+            finding += "; later epochs are worse"
+        else:
+            finding += ", at the last epoch"
     panel = LinePanel("", "epoch", "multi-task loss", lines, plain, plain, True)
-    columns = [Column(t) for t in ("epoch", "loss, training weeks", "loss, tuning weeks")]
+    columns = [Column(t) for t in ("encoder", "epoch", "loss, training weeks", "loss, tuning weeks")]
     cells = [
         [
+            plain(number_in(row, "member")),
             plain(number_in(row, "epoch")),
             plain(number_in(row, "loss"), 4),
             plain(number_in(row, "tune_loss"), 4),

@@ -13,23 +13,28 @@ from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model, 
 from encoders.calibration import calibrate, fit_redemption, set_basket_correlation
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
-from encoders.finetuning import FineTuningConfig, FineTuningReport, TextBatches, fine_tune
+from encoders.finetuning import FineTuningConfig, FineTuningReport, fine_tune
+from encoders.habits import HabitReader
 from encoders.heads_fit import SWEEPS, HeadPriors, fit_heads
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData, UserWeeks, anchor_texts, training_anchors
+from encoders.text_batches import TextBatches
 from encoders.user_text import SEASON_WEEKS, UserTextStyle, category_texts
 from envs.assumptions import AssumedResponse
 from experiments.artifacts import (
     BERT_FOLDER,
     EMBEDDINGS_FILE,
     ENCODER_FILE,
+    HABITS_FILE,
     HEADS_FILE,
     NO_TEXT_FILE,
     PANEL_FILE,
+    PRETRAINED_FILE,
     REDEMPTIONS_FILE,
     TOKENIZER_FILE,
     SimulatorRecord,
+    load_module,
     save_arrays,
     save_module,
     save_simulators,
@@ -84,7 +89,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         rows = _train_weeks(panel, starts, no_embeddings, labelled)
         fit_heads(without_text, data, rows, advance=bar.advance)
 
-    encoder, heads, reports = _ensemble(ctx, data, texts, tokenizer, without_text, labelled)
+    encoder, heads, reports = _ensemble(ctx, data, texts, tokenizer, labelled)
     embeddings = _embed(ctx, encoder, texts, special_token_id(tokenizer, "[PAD]"), panel.n_users)
     with ctx.progress("fitting the heads on the embeddings", SWEEPS) as bar:
         rows = _train_weeks(panel, starts, embeddings, labelled)
@@ -99,7 +104,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     _fit_simulators(ctx, data, starts, heads, priors, embeddings, redemptions)
     return {
         "fine_tuning": {
-            "members": [[vars(epoch) for epoch in report] for report in reports],
+            "epochs": [
+                {"member": member, **vars(epoch)}
+                for member, report in enumerate(reports, start=1)
+                for epoch in report
+            ],
             "text_tokens_mean": float(np.mean([len(tokens) for tokens in texts.train.tokens])),
         },
         "response": {
@@ -124,17 +133,6 @@ def _new_heads(data: ResponseData, embedding: int) -> ResponseHeads:
     return heads
 
 
-def _started_from(start: ResponseHeads, data: ResponseData, embedding: int) -> ResponseHeads:
-    """Heads of another embedding width with everything else taken over."""
-    heads = _new_heads(data, embedding)
-    own = heads.state_dict()
-    shared = {k: v for k, v in start.state_dict().items() if v.shape == own[k].shape}
-    heads.load_state_dict(own | shared)
-    # Without text the weight of a match means nothing.
-    heads.match_weight.data.copy_(own["match_weight"])
-    return heads
-
-
 def _train_weeks(
     panel: Panel, starts: list[int], embeddings: torch.Tensor, user_weight: torch.Tensor | None = None
 ) -> UserWeeks:
@@ -146,10 +144,9 @@ def _ensemble(
     data: ResponseData,
     texts: _Texts,
     tokenizer: Tokenizer,
-    without_text: ResponseHeads,
     labelled: torch.Tensor,
 ) -> tuple[EnsembleEncoder, ResponseHeads, list[list[FineTuningReport]]]:
-    """Fine-tune the members one by one; the heads returned read them side by side."""
+    """Fine-tune the members one by one; the heads returned are to read them side by side."""
     settings, width = ctx.config.finetune, ctx.config.encoder.embedding
     category_tokens = tokenize(tokenizer, category_texts(data.panel), ctx.config.text.max_tokens)
     users = labelled.nonzero()[:, 0]
@@ -170,15 +167,14 @@ def _ensemble(
     n_batches = settings.epochs * -(-len(train) // settings.batch_size)
     members, matches, reports = [], [], []
     for number in range(1, settings.ensemble + 1):
-        torch.manual_seed(ctx.seed_for(f"projection {number}"))
-        bert = load_pretraining_model(ctx.input("pretrain") / BERT_FOLDER).bert
-        member = TextEncoder(bert, width)
-        heads = _started_from(without_text, data, width)
+        member, reader = _pretrained(ctx, data.panel.n_categories)
+        heads = _probe(ctx, data, member, batches, labelled)
         with ctx.progress(f"fine-tuning BERT {number} of {settings.ensemble}", n_batches) as bar:
             reports.append(
                 fine_tune(
                     member,
                     heads,
+                    reader,
                     data,
                     batches,
                     config,
@@ -190,9 +186,49 @@ def _ensemble(
             )
         members.append(member)
         matches.append(heads.category_match)
-    joined = _started_from(without_text, data, width * settings.ensemble)
+    joined = _new_heads(data, width * settings.ensemble)
     joined.category_match.copy_(torch.cat(matches, dim=1))
     return EnsembleEncoder(members), joined, reports
+
+
+def _pretrained(ctx: StageContext, n_categories: int) -> tuple[TextEncoder, HabitReader]:
+    """The encoder as pretraining left it, and what reads habits off its embeddings."""
+    folder, width = ctx.input("pretrain"), ctx.config.encoder.embedding
+    encoder = TextEncoder(load_pretraining_model(folder / BERT_FOLDER).bert, width)
+    load_module(encoder, folder / PRETRAINED_FILE)
+    reader = HabitReader(width, n_categories)
+    load_module(reader, folder / HABITS_FILE)
+    return encoder, reader
+
+
+def _probe(
+    ctx: StageContext,
+    data: ResponseData,
+    encoder: TextEncoder,
+    batches: TextBatches,
+    labelled: torch.Tensor,
+) -> ResponseHeads:
+    """Heads fitted on the embeddings as they are before fine-tuning."""
+    heads = _new_heads(data, ctx.config.encoder.embedding)
+    texts = batches.texts
+    encoder.to(ctx.device)
+    with ctx.progress("fitting the heads on pretrained embeddings", SWEEPS) as bar:
+        embedded = embed_tokens(
+            encoder, texts.tokens, padding_id=batches.padding_id, device=ctx.device, precision="fp32"
+        )
+        match = embed_tokens(
+            encoder,
+            batches.category_tokens,
+            padding_id=batches.padding_id,
+            device=ctx.device,
+            precision="fp32",
+        )
+        heads.category_match.copy_(match)
+        starts = sorted(set(texts.first_week.tolist()))
+        table = torch.zeros(len(starts), data.panel.n_users, heads.embedding)
+        table[torch.searchsorted(torch.tensor(starts), texts.first_week), texts.user] = embedded
+        fit_heads(heads, data, _train_weeks(data.panel, starts, table, labelled), advance=bar.advance)
+    return heads
 
 
 def _embed(

@@ -1,4 +1,4 @@
-"""Stage 2: user texts, tokenizer, and BERT pretraining on them."""
+"""Stage 2: user texts, tokenizer, BERT pretraining on them, and the habits that they tell."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
+from transformers import BertForPreTraining
 
 from encoders.bert import (
     SPECIAL_TOKENS,
+    TextEncoder,
     load_pretraining_model,
     new_pretraining_model,
     packaged_model,
@@ -18,9 +20,11 @@ from encoders.bert import (
     tokenize,
     train_wordpiece,
 )
+from encoders.habits import HabitConfig, HabitRates, HabitReader, HabitReport, learn_habits
 from encoders.panel import Panel
 from encoders.pretraining import PretrainingConfig, PretrainingPairs, pretrain
-from encoders.response_data import training_anchors
+from encoders.response_data import AnchorTexts, ResponseData, anchor_texts, training_anchors
+from encoders.text_batches import TextBatches
 from encoders.user_text import (
     SEASON_WEEKS,
     UserTextStyle,
@@ -29,7 +33,14 @@ from encoders.user_text import (
     category_words,
     user_texts,
 )
-from experiments.artifacts import BERT_FOLDER, PANEL_FILE, TOKENIZER_FILE
+from experiments.artifacts import (
+    BERT_FOLDER,
+    HABITS_FILE,
+    PANEL_FILE,
+    PRETRAINED_FILE,
+    TOKENIZER_FILE,
+    save_module,
+)
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
@@ -108,11 +119,13 @@ def run(ctx: StageContext) -> dict[str, Any]:
             checkpoint=ctx.checkpoint / "pretraining.pt",
             on_step=lambda loss: bar.advance(loss=loss),
         )
+    encoder, habits = _learn_habits(ctx, panel, tokenizer, model, style)
     # A tokenizer remembers the last truncation; stored without it, it serves any length.
     tokenizer.no_truncation()
     tokenizer.save(str(ctx.folder / TOKENIZER_FILE))
     transformers.utils.logging.disable_progress_bar()
     model.cpu().save_pretrained(ctx.folder / BERT_FOLDER)
+    save_module(encoder, ctx.folder / PRETRAINED_FILE)
     return {
         "pretraining": {
             "preset": shape.preset,
@@ -120,8 +133,56 @@ def run(ctx: StageContext) -> dict[str, Any]:
             "vocabulary": tokenizer.get_vocab_size(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "epochs": [vars(report) for report in reports],
+            "habits": [vars(report) for report in habits],
         }
     }
+
+
+def _learn_habits(
+    ctx: StageContext, panel: Panel, tokenizer: Tokenizer, model: BertForPreTraining, style: UserTextStyle
+) -> tuple[TextEncoder, list[HabitReport]]:
+    """Pool and project what BERT reads, and train all of it to keep the users' habits; store the reader."""
+    text, settings, split = ctx.config.text, ctx.config.pretrain, panel.split
+    data = ResponseData.of_panel(panel)
+
+    def written(anchors: list[int], last_week: int) -> AnchorTexts:
+        return anchor_texts(
+            panel,
+            tokenizer,
+            anchors,
+            last_week,
+            every=text.re_encode_weeks,
+            style=style,
+            max_tokens=text.max_tokens,
+        )
+
+    train = written(training_anchors(split.train_end, text.re_encode_weeks), split.train_end)
+    tune = written([split.train_end + 1], split.tune_end)
+    categories = tokenize(tokenizer, category_texts(panel), text.max_tokens)
+    torch.manual_seed(ctx.seed_for("projection"))
+    encoder = TextEncoder(model.bert, ctx.config.encoder.embedding)
+    reader = HabitReader(ctx.config.encoder.embedding, panel.n_categories)
+    config = HabitConfig(
+        epochs=settings.habit_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.habit_learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    n_steps = settings.habit_epochs * -(-len(train) // settings.batch_size)
+    with ctx.progress("learning habits", n_steps) as bar:
+        reports = learn_habits(
+            encoder,
+            reader,
+            HabitRates.of(data),
+            TextBatches.of(tokenizer, train, tune, categories),
+            config,
+            device=ctx.device,
+            seed=ctx.seed_for("habits"),
+            checkpoint=ctx.checkpoint / "habits.pt",
+            on_step=lambda loss: bar.advance(loss=loss),
+        )
+    save_module(reader, ctx.folder / HABITS_FILE)
+    return encoder, reports
 
 
 STAGE = Stage(

@@ -17,7 +17,7 @@ from encoders.calibration import (
     set_basket_correlation,
 )
 from encoders.panel import Panel
-from encoders.response import ResponseHeads
+from encoders.response import ResponseHeads, taste_weight
 from encoders.response_data import ResponseData, UserWeeks
 
 C = 20
@@ -85,7 +85,9 @@ def test_linear_predictors_read_the_rows_embedding(make_panel: MakePanel) -> Non
     rows = UserWeeks.of_weeks([4, 9], [4, 8], embeddings)
     plain = linear_predictors(heads, data, replace(rows, embedding=0 * rows.embedding))[1]
     _, purchase = linear_predictors(heads, data, rows)
-    expected = torch.cat([embeddings[0], embeddings[1]]) @ heads.purchase_embedding.detach().T
+    weight = taste_weight(data.tape.before(rows.week, rows.user), heads.base_rate)
+    tastes = torch.cat([embeddings[0], embeddings[1]]) @ heads.purchase_embedding.detach().T
+    expected = weight * tastes
     np.testing.assert_allclose(purchase - plain, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +17,14 @@ from encoders.finetuning import (
     TRAINED_HEADS,
     FineTuningConfig,
     FineTuningReport,
-    TextBatches,
     fine_tune,
-    habit_loss,
     response_loss,
 )
-from encoders.history import category_features
+from encoders.habits import HabitReader
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData
+from encoders.text_batches import TextBatches
 
 D = 3
 COMMA = 5
@@ -77,6 +77,11 @@ def new_encoder(make_bert: MakeBert, dropout: float = 0.1) -> TextEncoder:
     return TextEncoder(bert.bert, D)
 
 
+def new_reader(data: ResponseData) -> HabitReader:
+    torch.manual_seed(2)
+    return HabitReader(D, data.panel.n_categories)
+
+
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
@@ -122,25 +127,6 @@ def test_the_loss_by_hand(make_panel: MakePanel) -> None:
     assert float(loss) == pytest.approx(total / count, rel=1e-3)
 
 
-def test_the_habit_loss_by_hand(make_panel: MakePanel) -> None:
-    panel = make_panel(n_users=4, n_categories=3)
-    data = ResponseData.of_panel(panel)
-    heads, texts = new_heads(data), texts_of(panel, 6, 9)
-    rows = torch.tensor([1, 6])
-    embedding = torch.randn(2, D, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    decoder = torch.nn.Linear(D, 3)
-    with torch.no_grad():
-        loss = habit_loss(decoder, heads, data, texts, rows, embedding)
-        total = 0.0
-        for position, text in enumerate(rows):
-            state = data.tape.before(texts.first_week[text : text + 1], texts.user[text : text + 1])
-            rate = category_features(state, heads.base_rate)[0][0]
-            standard = (rate - heads.category_mean[0]) / heads.category_std[0]
-            total += 0.5 * float((decoder(embedding[position]) - standard).square().sum())
-    assert float(loss) == pytest.approx(total / 2, rel=1e-5)
-
-
 def test_a_batch_in_which_nobody_shops_has_a_loss_and_a_gradient(make_panel: MakePanel) -> None:
     panel = make_panel(n_users=3, n_categories=2)
     panel.visited[:, 6:8] = False
@@ -155,10 +141,12 @@ def test_a_batch_in_which_nobody_shops_has_a_loss_and_a_gradient(make_panel: Mak
     assert heads.purchase_bias.grad is None
 
 
-@pytest.mark.parametrize("stop_at_epoch", [1, 2, 3])
-@pytest.mark.parametrize("extras", [{}, {"accumulate": 3, "item_dropout": 0.4}, {"lora_rank": 2}])
+@pytest.mark.parametrize("stop_at_epoch", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "extras", [{}, {"accumulate": 3, "item_dropout": 0.4, "habit_weight": 0.5}, {"lora_rank": 2}]
+)
 def test_a_resumed_run_ends_at_the_same_weights(
-    make_panel: MakePanel, make_bert: MakeBert, tmp_path: Path, stop_at_epoch: int, extras: dict[str, int]
+    make_panel: MakePanel, make_bert: MakeBert, tmp_path: Path, stop_at_epoch: int, extras: dict[str, Any]
 ) -> None:
     if "lora_rank" in extras:
         pytest.importorskip("peft")
@@ -174,6 +162,7 @@ def test_a_resumed_run_ends_at_the_same_weights(
         reports = fine_tune(
             encoder,
             heads,
+            new_reader(data),
             data,
             batches_of(panel),
             config,
@@ -195,13 +184,21 @@ def test_a_resumed_run_ends_at_the_same_weights(
     with pytest.raises(Interrupted):
         fit(tmp_path / "part.pt", interrupt)
     again, encoder_again, reports_again, steps_again = fit(tmp_path / "part.pt")
-    assert len(reports) == 3
+    assert [report.epoch for report in reports] == [0, 1, 2, 3]
     assert reports_again == reports
     assert steps_again == steps
     assert same(heads, again)
     assert same(encoder, encoder_again)
     # The category embeddings that are kept are those of the encoder that is kept.
     torch.testing.assert_close(heads.category_match, embed(encoder, batches_of(panel).category_tokens))
+
+
+def poor_start(data: ResponseData) -> ResponseHeads:
+    """Heads that any training improves on, so that the start is not what is kept."""
+    heads = new_heads(data)
+    with torch.no_grad():
+        heads.purchase_bias.add_(2.0)
+    return heads
 
 
 def trained(
@@ -212,8 +209,10 @@ def trained(
     seed: int = 0,
 ) -> tuple[ResponseHeads, list[FineTuningReport]]:
     data = ResponseData.of_panel(panel)
-    heads = new_heads(data)
-    reports = fine_tune(encoder, heads, data, batches or batches_of(panel), config, device="cpu", seed=seed)
+    heads = poor_start(data)
+    reports = fine_tune(
+        encoder, heads, new_reader(data), data, batches or batches_of(panel), config, device="cpu", seed=seed
+    )
     return heads, reports
 
 
@@ -222,7 +221,7 @@ def test_only_the_weights_that_read_the_embedding_move(make_panel: MakePanel, ma
     encoder = new_encoder(make_bert)
     before = copy.deepcopy(encoder)
     heads, _ = trained(panel, encoder, CONFIG)
-    start = new_heads(ResponseData.of_panel(panel))
+    start = poor_start(ResponseData.of_panel(panel))
     moved = {n for n, p in heads.named_parameters() if not torch.equal(p, start.get_parameter(n))}
     assert moved == set(TRAINED_HEADS)
     # All of BERT that has a part in the embedding moves with them; its pooler has none.
@@ -306,7 +305,7 @@ def test_items_are_dropped_in_training_alone(make_panel: MakePanel, make_bert: M
         batches = replace(whole, texts=replace(whole.texts, tokens=texts))
         _, reports = trained(panel, encoder, replace(config, item_dropout=dropout), batches)
         results.append((encoder, reports))
-    for k in range(3):
+    for k in range(1, 4):
         for name in ("loss", "tune_loss"):
             assert getattr(results[0][1][k], name) == pytest.approx(getattr(results[1][1][k], name), rel=1e-4)
     assert results[0][1][-1].loss != pytest.approx(results[2][1][-1].loss, rel=1e-4)
@@ -316,18 +315,34 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(make_panel: MakePanel,
     panel = make_panel(n_users=20, n_categories=3)
     data = ResponseData.of_panel(panel)
     batches = batches_of(panel)
-    heads, encoder = new_heads(data), new_encoder(make_bert)
+    heads, encoder = poor_start(data), new_encoder(make_bert)
     # A learning rate that overfits twenty users at once.
     config = FineTuningConfig(30, 16, 2e-3, 0.1, 0.0, patience=2)
-    reports = fine_tune(encoder, heads, data, batches, config, device="cpu", seed=0)
+    reports = fine_tune(encoder, heads, new_reader(data), data, batches, config, device="cpu", seed=0)
     best = min(range(len(reports)), key=lambda k: reports[k].tune_loss)
     assert len(reports) == best + 1 + config.patience < 30
-    assert [report.epoch for report in reports] == list(range(1, len(reports) + 1))
+    assert [report.epoch for report in reports] == list(range(len(reports)))
     tune = batches.tune
     with torch.no_grad():
         embeddings = embed_tokens(encoder, tune.tokens, padding_id=0, precision="fp32")
         loss = response_loss(heads, data, tune, torch.arange(len(tune)), embeddings, heads.category_match)
     assert float(loss) == pytest.approx(reports[best].tune_loss, rel=1e-5)
+
+
+def test_a_start_that_training_only_worsens_is_kept(make_panel: MakePanel, make_bert: MakeBert) -> None:
+    panel = make_panel(n_users=12, n_categories=3)
+    data = ResponseData.of_panel(panel)
+    heads, encoder = new_heads(data), new_encoder(make_bert)
+    before = copy.deepcopy(encoder)
+    config = replace(CONFIG, learning_rate=0.5, head_learning_rate=5.0, epochs=2)
+    reports = fine_tune(
+        encoder, heads, new_reader(data), data, batches_of(panel), config, device="cpu", seed=0
+    )
+    assert reports[0].loss is None
+    assert min(reports[1:], key=lambda one: one.tune_loss).tune_loss > reports[0].tune_loss
+    assert same(encoder, before)
+    start = new_heads(data)
+    assert all(torch.equal(p, start.get_parameter(name)) for name, p in heads.named_parameters())
 
 
 def test_the_encoder_learns_what_the_texts_alone_know(make_panel: MakePanel, make_bert: MakeBert) -> None:
@@ -349,9 +364,9 @@ def test_the_encoder_learns_what_the_texts_alone_know(make_panel: MakePanel, mak
     batches = replace(batches, texts=tell[0], tune=tell[1])
     heads, encoder = new_heads(data), new_encoder(make_bert)
     config = replace(CONFIG, epochs=12, learning_rate=5e-3)
-    reports = fine_tune(encoder, heads, data, batches, config, device="cpu", seed=0)
+    reports = fine_tune(encoder, heads, new_reader(data), data, batches, config, device="cpu", seed=0)
     # Of two coins to be told on each visit, most of the surprise is gone.
-    assert reports[-1].tune_loss < reports[0].tune_loss - 0.3
+    assert reports[-1].tune_loss < reports[1].tune_loss - 0.3
     embedding = embed(encoder, batches.tune.tokens[:2])
     logit = embedding @ heads.category_vectors().detach().T
     assert float(logit[0, 0] - logit[1, 0]) > 1.0
@@ -371,6 +386,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
         fine_tune(
             new_encoder(make_bert),
             heads,
+            new_reader(data),
             data,
             batches_of(panel),
             CONFIG,

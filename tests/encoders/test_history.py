@@ -9,6 +9,7 @@ import torch
 
 from encoders.history import (
     CATEGORY_FEATURES,
+    CAUTIOUS_PRIOR_VISITS,
     MOST_TRIPS,
     NEVER_WEEKS,
     PRIOR_VISITS,
@@ -66,9 +67,11 @@ def test_features_by_hand() -> None:
     base = 0.25
     features = category_features(state, torch.tensor([base]))
     rate = (1 + PRIOR_VISITS * base) / (1 + PRIOR_VISITS)
+    cautious = (1 + CAUTIOUS_PRIOR_VISITS * base) / (1 + CAUTIOUS_PRIOR_VISITS)
     expected = {
         "slow_rate_logit": math.log(rate / (1 - rate)),
         "fast_rate_logit": math.log(rate / (1 - rate)),
+        "cautious_rate_logit": math.log(cautious / (1 - cautious)),
         "log_recency": 0.0,
         "log_overdue": math.log(2.0),
         "bought_1_week_ago": 1.0,

@@ -16,6 +16,7 @@ from encoders.response import (
     USER_TERMS,
     FeatureScale,
     ResponseHeads,
+    taste_weight,
 )
 
 N, C, D = 6, 3, 4
@@ -108,12 +109,15 @@ def test_the_formula_term_by_term() -> None:
             standard = (phi[i, c] - heads.category_mean) / heads.category_std
             level = heads.depth_level[c] + embedding[i] @ heads.depth_embedding
             theta = torch.log1p(torch.exp(level)) / PROMOTION_UNIT
+            match = heads.match_weight[c] * (embedding[i] @ heads.category_match[c]) / D**0.5
+            share = 1 / (1 + state.category_slow[i, c] / (8 * heads.base_rate[c]))
+            tastes = share * (match + heads.purchase_embedding[c] @ embedding[i])
             purchase = (
                 heads.purchase_bias[c]
                 + heads.purchase_features[c] @ standard
                 + heads.purchase_user[c] @ q
-                + heads.match_weight[c] * (embedding[i] @ heads.category_match[c]) / D**0.5
-                + heads.purchase_embedding[c] @ embedding[i]
+                + standard[0] * (heads.purchase_rate_user[c] @ g)
+                + tastes
                 + theta * calendar.depth[c]
                 + heads.display_effect[c] * calendar.display[c] / PROMOTION_UNIT
                 + heads.mailer_effect[c] * calendar.mailer[c] / PROMOTION_UNIT
@@ -179,6 +183,28 @@ def test_the_depth_effect_is_what_a_unit_of_depth_adds_before_calibration() -> N
     )
 
 
+def test_tastes_count_in_full_before_the_first_purchase_and_less_with_each() -> None:
+    state = HistoryState.empty(1, 2)
+    base_rate = torch.tensor([0.25, 0.05])
+    assert taste_weight(state, base_rate).tolist() == [[1.0, 1.0]]
+    state = state.advance(torch.tensor([1]), torch.tensor([[True, False]]), torch.tensor([3.0]))
+    # Eight visits at a rate of a quarter are two purchases, against the one that was made.
+    assert taste_weight(state, base_rate)[0].tolist() == pytest.approx([2 / 3, 1.0])
+    # As in a beta posterior, to first order: how far its logit follows the prior's.
+    purchases, visits, rate = 3.0, 12.0, 0.05
+
+    def posterior_logit(prior: float) -> float:
+        return float(torch.logit(torch.tensor((purchases + 8 * prior) / (visits + 8)).double()))
+
+    step = 1e-3
+    slope = (posterior_logit(rate + step) - posterior_logit(rate - step)) / (
+        float(
+            torch.logit(torch.tensor(rate + step).double()) - torch.logit(torch.tensor(rate - step).double())
+        )
+    )
+    assert 8 * rate / (8 * rate + purchases) == pytest.approx(slope, abs=0.03)
+
+
 def test_category_vectors_are_what_an_embedding_is_multiplied_with() -> None:
     heads, state = random_heads(6), random_state(6)
     embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
@@ -187,7 +213,8 @@ def test_category_vectors_are_what_an_embedding_is_multiplied_with() -> None:
     difference = (
         heads(state, embedding, calendar).purchase - heads(state, torch.zeros(N, D), calendar).purchase
     )
-    expected = heads.calibration[1, 0] * embedding @ heads.category_vectors().T
+    weight = taste_weight(state, heads.base_rate)
+    expected = heads.calibration[1, 0] * weight * (embedding @ heads.category_vectors().T)
     torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-3)
     # Category embeddings under training take the place of the stored ones, there and in the logit.
     match = torch.randn(C, D, generator=torch.Generator().manual_seed(2))

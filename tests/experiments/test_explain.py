@@ -58,7 +58,9 @@ def test_coefficients_are_calibrated_means_over_categories(fitted_run: FittedRun
 
 def test_coefficients_are_slopes_of_the_model_at_the_average_user(fitted_run: FittedRun) -> None:
     """Whatever the terms of a head: its predictor changes by the coefficient per standard deviation."""
-    heads, found = fitted_run.heads, found_in(fitted_run)
+    heads, found = copy.deepcopy(fitted_run.heads), found_in(fitted_run)
+    # Nobody's own rates are average in all categories; with them goes a product, which has no one direction.
+    heads.purchase_rate_user.zero_()
     average = torch.zeros(1, len(USER_FEATURES), requires_grad=True)
     state = HistoryState.empty(1, heads.n_categories)
     heads.standard_user_features = lambda state: average  # type: ignore[method-assign]
@@ -82,13 +84,16 @@ def same_week(n_categories: int) -> PromotionCalendar:
 
 
 def test_size_of_the_text_is_what_it_moves_the_model_by(fitted_run: FittedRun) -> None:
-    """The spread, over users of one and the same history, of what the heads predict."""
+    """The spread over users of what the embedding adds to the prediction."""
     heads, embedding = fitted_run.heads, fitted_run.embeddings.embedding[-1]
     same = HistoryState.empty(len(embedding), heads.n_categories)
     predicted = heads(same, embedding, same_week(heads.n_categories))
+    own = HistoryTape.of_panel(fitted_run.panel).week(16)
+    calendar = same_week(heads.n_categories)
+    added = heads(own, embedding, calendar).purchase - heads(own, 0 * embedding, calendar).purchase
     found = found_in(fitted_run)
     expected = {
-        "purchase": predicted.purchase,
+        "purchase": added,
         "spend": predicted.log_spend,
         "redemption": heads.redemption_logit(same, embedding)[:, None],
     }
@@ -110,6 +115,18 @@ def test_size_of_the_products_is_what_they_move_visits_by(fitted_run: FittedRun)
     size = found_in(fitted_run)["visit"][PRODUCTS].size
     assert size == pytest.approx(products.double().numpy().std(), rel=1e-3)
     assert size > 0
+
+
+def test_size_of_the_products_of_purchases_counts_those_with_the_own_rate(fitted_run: FittedRun) -> None:
+    heads = fitted_run.heads
+    state = HistoryTape.of_panel(fitted_run.panel).week(16)
+    embedding, calendar = fitted_run.embeddings.embedding[-1], same_week(heads.n_categories)
+    plain = copy.deepcopy(heads)
+    plain.purchase_user[:, len(USER_FEATURES) :] = 0.0
+    plain.purchase_rate_user.zero_()
+    products = heads(state, embedding, calendar).purchase - plain(state, embedding, calendar).purchase
+    size = found_in(fitted_run)["purchase"][PRODUCTS].size
+    assert size == pytest.approx(products.double().numpy().std(axis=0).mean(), rel=1e-3)
 
 
 def test_influences_are_ordered_by_size(fitted_run: FittedRun) -> None:

@@ -249,12 +249,19 @@ def make_results(budgets: tuple[float, ...] = (1.0,)) -> Results:
                     "next_basket_accuracy": 0.66441,
                 },
             ],
+            "habits": [
+                {"epoch": 1, "loss": 55.12, "explained": 0.3377, "matched": 0.2219},
+                {"epoch": 2, "loss": 44.01, "explained": 0.4052, "matched": 0.2731},
+            ],
         },
         "fine_tuning": {
             "epochs": [
-                {"epoch": 1, "loss": 0.4123, "tune_loss": 0.3921},
-                {"epoch": 2, "loss": 0.3811, "tune_loss": 0.3832},
-                {"epoch": 3, "loss": 0.3702, "tune_loss": 0.3841},
+                {"member": 1, "epoch": 0, "loss": None, "tune_loss": 0.4011},
+                {"member": 1, "epoch": 1, "loss": 0.4123, "tune_loss": 0.3921},
+                {"member": 1, "epoch": 2, "loss": 0.3811, "tune_loss": 0.3832},
+                {"member": 1, "epoch": 3, "loss": 0.3702, "tune_loss": 0.3841},
+                {"member": 2, "epoch": 0, "loss": None, "tune_loss": 0.4012},
+                {"member": 2, "epoch": 1, "loss": 0.4119, "tune_loss": 0.3923},
             ]
         },
         "fidelity": {
@@ -477,6 +484,7 @@ def test_every_number_of_the_tables_is_shown(full: Page) -> None:
         "fitted": results["response"]["fitted"],
         "assumed": results["response"]["assumed"],
         "pretraining": results["pretraining"]["epochs"],
+        "habits": results["pretraining"]["habits"],
         "fine_tuning": results["fine_tuning"]["epochs"],
         "training": [results["training"]["rollouts"][i] for i in (0, 10, 19)],
         "data": [results["data"][k] for k in results["data"] if k not in ("split",)],
@@ -521,12 +529,23 @@ def test_titles_state_what_the_data_say(full: Page) -> None:
         "outside it for depth (2.87 against 1.82 to 2.61)",
         "Who of the targeted redeems: AUC 0.829 (0.801 to 0.854) on 3 later campaigns; "
         "the bar of 0.82 is met, and lies within the interval",
+        "The embedding keeps 40.5% of how users differ in their purchase rates; "
+        "its match with a category's text 27.3%",
         "Fine-tuning is best after epoch 2: tuning loss 0.3832; later epochs are worse",
         "4 min 22 s in all; train takes 55%",
     ]
     for finding in expected:
         assert finding in full.findings
-    assert len(full.findings) == 15
+    assert len(full.findings) == 16
+
+
+@pytest.mark.usefixtures("quick")
+def test_fine_tuning_that_does_not_help_is_said_not_to(tmp_path: Path) -> None:
+    results = make_results()
+    for row in results["fine_tuning"]["epochs"]:
+        row["tune_loss"] += 0.1 * row["epoch"]
+    findings = page_of(results, tmp_path).findings
+    assert "Fine-tuning did not improve on pretraining: tuning loss 0.4011" in findings
 
 
 def test_bars_are_counted_and_told(full: Page) -> None:
@@ -582,7 +601,7 @@ def test_a_small_log_may_lack_any_part_of_the_back_test(part: str, tmp_path: Pat
     page = page_of(results, tmp_path)
     assert "fidelity" in page.tables
     assert {"table": "backtest"}.get(part, part) not in page.tables
-    assert len(page.findings) == 14  # without the table there are no intervals to plot for visits
+    assert len(page.findings) == 15  # without the table there are no intervals to plot for visits
 
 
 @pytest.mark.usefixtures("quick")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.response import ResponseHeads
+from encoders.response import ResponseHeads, taste_weight
 from encoders.response_data import ResponseData
 from experiments.artifacts import save_arrays
 from experiments.backtest.predictions import EmbeddingTable, own_frequency, predict_weeks
@@ -50,7 +50,8 @@ def test_embeddings_reach_the_heads(data: ResponseData) -> None:
     before = plain.purchase / plain.visit[..., None]
     moved = logit - np.log(before / (1 - before))
     np.testing.assert_allclose(moved[0], 0.0, atol=1e-6)
-    np.testing.assert_allclose(moved[1], np.broadcast_to(level.numpy(), moved[1].shape), atol=1e-4)
+    weight = taste_weight(data.tape.week(9), heads.base_rate).numpy()
+    np.testing.assert_allclose(moved[1], weight * level.numpy(), atol=1e-4)
 
 
 def test_own_frequency_starts_at_the_category_and_ends_at_the_user(data: ResponseData) -> None:
