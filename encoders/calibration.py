@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
 from scipy.stats import norm
 from torch import nn
 
@@ -14,6 +15,12 @@ from encoders.response_data import ResponseData, UserWeeks
 REDEMPTION_RIDGE = 30.0
 """Penalty on squared redemption weights, in log-likelihood units: a few hundred redemptions must not be
 spread over a whole embedding."""
+
+_FIRST_SHIFT = 0.1
+"""First guess at the standard deviation of categories' shifts; it counts as one category more."""
+
+_SHIFT_STEPS = 12
+_MOST_STEP = 0.5
 
 
 @torch.no_grad()
@@ -38,30 +45,41 @@ def linear_predictors(
 
 
 def calibrate(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
-    """Set the slope and intercept of the visit and purchase logits on the given (tuning) weeks.
+    """Set slope and intercept of the visit and purchase logits, and each category's shift, on tuning weeks.
 
-    Platt scaling (Platt 1999) of each head as a whole; it keeps the order of users and categories.
+    Platt scaling (Platt 1999) of each head as a whole, then :func:`category_shifts`.
     """
     visit, purchase = linear_predictors(heads, data, rows)
     visited = data.visited[rows.week, rows.user].numpy()
     bought = data.bought[rows.week, rows.user].numpy()[visited]
     weight = rows.weight.numpy()
-    fitted = torch.stack(
-        [
-            _platt(visit, visited, weight),
-            _platt(purchase[visited].ravel(), bought.ravel(), weight[visited].repeat(bought.shape[1])),
-        ]
-    )
+    shopping = weight[visited]
+    purchase = purchase[visited]
+    of_visit = platt_scaling(visit, visited, weight)
+    of_purchase = platt_scaling(purchase.ravel(), bought.ravel(), shopping.repeat(bought.shape[1]))
     before = heads.calibration.clone()
     # Compose with what is already there: slope·(a·u + b) + intercept.
-    heads.calibration[:, 0] = fitted[:, 0] * before[:, 0]
-    heads.calibration[:, 1] = fitted[:, 0] * before[:, 1] + fitted[:, 1]
+    for head, (slope, intercept) in enumerate((of_visit, of_purchase)):
+        heads.calibration[head, 0] = slope * before[head, 0]
+        heads.calibration[head, 1] = slope * before[head, 1] + intercept
+    slope, intercept = of_purchase
+    shift = category_shifts(slope * purchase + intercept, bought, shopping)
+    heads.category_shift.copy_(slope * heads.category_shift + torch.from_numpy(shift))
 
 
-def _platt(
+def platt_scaling(
     logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_], count: npt.NDArray[np.float32]
-) -> torch.Tensor:
-    """Slope and intercept by Newton's method on the two-parameter logistic likelihood of weighted rows."""
+) -> tuple[float, float]:
+    """Return slope and intercept of the two-parameter logistic regression of labels on logits.
+
+    By Newton's method. The slope is at least 0.05: a head that carries no signal must not be turned upside
+    down.
+
+    Args:
+        logit: [r].
+        label: [r].
+        count: [r] how often each row counts.
+    """
     u = torch.from_numpy(logit).double()
     y = torch.from_numpy(label).double()
     n = torch.from_numpy(count).double()
@@ -78,9 +96,36 @@ def _platt(
         parameters = parameters + step
         if float(step.abs().max()) < 1e-8:
             break
-    # A head that carries no signal must not be turned upside down.
-    parameters[0] = parameters[0].clamp(min=0.05)
-    return parameters.float()
+    return max(float(parameters[0]), 0.05), float(parameters[1])
+
+
+def category_shifts(
+    logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_], count: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return what to add to the logit of each category, [C]: tastes and shelves move on after training.
+
+    Each shift is Normal(0, τ²), and τ is fitted along by EM (as in :mod:`encoders.newton`): a category that
+    is hardly bought in these weeks stays where training left it.
+
+    Args:
+        logit: [r, C].
+        label: [r, C].
+        count: [r] how often each row counts.
+    """
+    n_categories = logit.shape[1]
+    shift, variance = np.zeros(n_categories), _FIRST_SHIFT**2
+    for _ in range(_SHIFT_STEPS):
+        score, information = np.zeros(n_categories), np.zeros(n_categories)
+        # A category at a time: millions of rows by a hundred categories do not fit in double precision.
+        for c in range(n_categories):
+            p = expit(logit[:, c].astype(np.float64) + shift[c])
+            score[c] = count @ (label[:, c] - p)
+            information[c] = count @ (p * (1 - p))
+        precision = information + 1 / variance
+        # Where predictions are far off the full step overshoots, and from there on diverges.
+        shift = shift + np.clip((score - shift / variance) / precision, -_MOST_STEP, _MOST_STEP)
+        variance = float((shift**2 + 1 / precision).sum() + _FIRST_SHIFT**2) / (n_categories + 1)
+    return shift.astype(np.float32)
 
 
 def set_basket_correlation(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:

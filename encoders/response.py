@@ -129,6 +129,7 @@ class ResponseHeads(nn.Module):
         self.user_mean: torch.Tensor
         self.user_std: torch.Tensor
         self.calibration: torch.Tensor
+        self.category_shift: torch.Tensor
         self.basket_correlation: torch.Tensor
         self.other_spend_ratio: torch.Tensor
         self.register_buffer("base_rate", base_rate.clone())
@@ -139,6 +140,8 @@ class ResponseHeads(nn.Module):
         self.register_buffer("user_std", torch.ones(n_user_features))
         # Rows: visit, purchase. Columns: slope, intercept; fitted on the tuning weeks.
         self.register_buffer("calibration", torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        # What each category's purchase logit has moved by since training; fitted on the tuning weeks.
+        self.register_buffer("category_shift", torch.zeros(n_categories))
         # Correlation within a visit of what decides purchases, on the probit scale.
         self.register_buffer("basket_correlation", torch.zeros(()))
         # Spend outside the modelled categories per unit of spend inside.
@@ -288,7 +291,7 @@ class ResponseHeads(nn.Module):
         )
         return Utilities(
             visit=self.visit_logit(state, calendar.visit_trend),
-            purchase=self.calibration[1, 0] * purchase + self.calibration[1, 1],
+            purchase=self.calibration[1, 0] * purchase + self.calibration[1, 1] + self.category_shift,
             depth_slope=self.calibration[1, 0] * slope,
             log_spend=log_spend,
         )

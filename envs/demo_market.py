@@ -27,7 +27,7 @@ def demo_heads() -> ResponseHeads:
     heads = ResponseHeads(torch.linspace(0.35, 0.05, N_CATEGORIES), EMBEDDING)
     heads.set_scale(
         FeatureScale(
-            category_mean=torch.tensor([-2.0, -2.0, 2.0, 0.3, 0.1, 0.1, 0.1, 0.1]),
+            category_mean=torch.tensor([-2.0, -2.0, -2.0, 2.0, 0.3, 0.1, 0.1, 0.1, 0.1]),
             category_std=torch.ones(len(CATEGORY_FEATURES)),
             user_mean=torch.tensor([0.0, 0.0, 0.7, 1.5, 3.0, 0.0, 0.0, 1.0, 0.8, 0.8, 0.8, 0.8]),
             user_std=torch.ones(len(USER_FEATURES)),

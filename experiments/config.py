@@ -141,7 +141,7 @@ class PretrainConfig(Section):
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW", above=0.0)
     mask_probability: float = setting(0.15, "share of tokens to predict", above=0.0, high=0.9)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
-    max_texts: int = setting(8_000, "texts sampled from the training weeks", low=1)
+    max_texts: int = setting(4_000, "texts sampled from the training weeks", low=1)
     habit_epochs: int = setting(2, "passes over all texts to learn what they say of habits", low=0)
     habit_learning_rate: float = setting(1e-3, "peak learning rate of these passes", above=0.0)
 

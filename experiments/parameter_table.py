@@ -172,6 +172,13 @@ def _purchase(heads: ResponseHeads, data: ResponseData) -> list[_Parameter]:
             "added to the purchase logit",
             f"fitted on {_calibration_weeks(data)}",
         ),
+        _Parameter(
+            "purchase calibration, shift",
+            heads.category_shift,
+            "log odds",
+            "added to the purchase logit of each category: what has moved since the training weeks",
+            f"fitted on {_calibration_weeks(data)}, shrunk to nought",
+        ),
     ]
 
 

@@ -28,6 +28,8 @@ class Row:
         bar: the ratio to reach, or without a peer the value.
         met: whether the bar is reached; None without a bar.
         hardware: the machine, in words.
+        ci_low: lower end of the value's 95% interval, where there is one.
+        ci_high: upper end.
     """
 
     measure: str
@@ -39,6 +41,8 @@ class Row:
     bar: float | None
     met: bool | None
     hardware: str
+    ci_low: float | None = None
+    ci_high: float | None = None
 
     @classmethod
     def compare(
@@ -93,21 +97,25 @@ def describe_machine(device: str = "cpu") -> str:
 def make_table(name: str, rows: Sequence[Row]) -> Table:
     """The rows as a table for a terminal."""
     table = Table(title=f"{name} · {rows[0].hardware if rows else 'no rows'}")
-    for title in ("measure", "value", "unit", "peer", "peer value", "ratio", "bar", "met"):
+    with_interval = any(row.ci_low is not None for row in rows)
+    interval = ("95% interval",) if with_interval else ()
+    for title in ("measure", "value", *interval, "unit", "peer", "peer value", "ratio", "bar", "met"):
         table.add_column(
             title, justify="right" if title in {"value", "peer value", "ratio", "bar"} else "left"
         )
     for row in rows:
         met = {None: "–", True: "yes", False: "no"}[row.met]
         numbers = [_number(value) for value in (row.peer_value, row.ratio, row.bar)]
-        table.add_row(row.measure, _number(row.value), row.unit, row.peer or "–", *numbers, met)
+        ends = [_number(end) for end in (row.ci_low, row.ci_high)]
+        found = [" to ".join(ends) if row.ci_low is not None else "–"] if with_interval else []
+        table.add_row(row.measure, _number(row.value), *found, row.unit, row.peer or "–", *numbers, met)
     return table
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _run_module(name: str) -> list[Row]:

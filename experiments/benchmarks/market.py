@@ -31,8 +31,8 @@ def benchmark_market(n_users: int, embedding: int = 64, seed: int = 0) -> Market
     heads = ResponseHeads(0.01 + 0.3 * torch.rand(N_CATEGORIES, generator=generator) ** 2, embedding)
     heads.set_scale(
         FeatureScale(
-            category_mean=torch.tensor([-3.0, -2.7, 3.1, 0.2, 0.06, 0.06, 0.06, 0.06]),
-            category_std=torch.tensor([1.4, 1.1, 1.3, 0.3, 0.24, 0.24, 0.24, 0.24]),
+            category_mean=torch.tensor([-3.0, -2.7, -2.9, 3.1, 0.2, 0.06, 0.06, 0.06, 0.06]),
+            category_std=torch.tensor([1.4, 1.1, 1.0, 1.3, 0.3, 0.24, 0.24, 0.24, 0.24]),
             user_mean=torch.tensor([0.1, 0.2, 0.7, 2.2, 3.6, 0.0, 0.0, 0.8, 1.2, 1.2, 1.2, 1.2]),
             user_std=torch.tensor([1.6, 1.4, 1.0, 0.7, 0.9, 1.0, 1.0, 1.1, 1.2, 1.2, 1.2, 1.2]),
         )

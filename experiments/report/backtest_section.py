@@ -28,10 +28,12 @@ Results = Mapping[str, Any]
 MODELS = {
     "": "this model (BERT)",
     "lightgbm": "LightGBM",
+    "lightgbm_uncalibrated": "LightGBM, not calibrated on the tuning weeks",
     "no_text": "this model, no text",
     "frequency": "own frequency",
 }
 PEERS = {**MODELS, "model": MODELS[""], "rfm": "RFM logistic regression"}
+VISIT_MODELS = ("model", "rfm", "lightgbm", "lightgbm_uncalibrated")
 MEASURES = {
     "log_loss": "log loss",
     "auc": "AUC",
@@ -312,7 +314,7 @@ def _cell_finding(dots: Sequence[RankedDot], bar: float | None) -> str:
 
 def _visit_blocks(visit: Row, compared: Sequence[Row]) -> list[Block]:
     """Differences from the peers in predicting who visits, with their intervals, and all scores."""
-    models = {key: row for key in ("model", "rfm", "lightgbm") if (row := part_of(visit, key))}
+    models = {key: row for key in VISIT_MODELS if (row := part_of(visit, key))}
     if not models:
         return []
     rows = [

@@ -9,6 +9,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from encoders.panel import Panel
 from encoders.response_data import ResponseData
@@ -38,6 +39,7 @@ from experiments.backtest.lightgbm_peer import (
     lightgbm_datasets,
     random_search,
 )
+from experiments.backtest.peer_calibration import PeerCalibration
 from experiments.backtest.predictions import EmbeddingTable, own_frequency, predict_weeks
 from experiments.backtest.promotion import PROMOTIONS, promotion_response
 from experiments.backtest.redemption import redemption_backtest, row_embeddings
@@ -82,21 +84,28 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
     purchase_peer, purchase_parameters = _purchase_booster(ctx, data, weeks)
     visit_peer, visit_parameters = _visit_booster(ctx, data, weeks)
-    with ctx.progress("predicting the reported weeks", 3 * len(weeks.report)) as bar:
+    base_rate = data.base_rate()
+
+    def purchases_of(week: int) -> DoubleArray:
+        return _predict(ctx, purchase_peer, purchase_features(data, week, base_rate))
+
+    def visits_of(week: int) -> DoubleArray:
+        return _predict(ctx, visit_peer, visit_features(data, week))
+
+    with ctx.progress("predicting the reported weeks", 2 * len(weeks.report) + 2) as bar:
         model = predict_weeks(heads, data, embeddings, weeks.report, bar.advance)
         plain = predict_weeks(without_text, data, embeddings.without_text(), weeks.report, bar.advance)
-        lightgbm_purchase, lightgbm_visit = [], []
-        base_rate = data.base_rate()
-        for week in weeks.report:
-            lightgbm_purchase.append(_predict(ctx, purchase_peer, purchase_features(data, week, base_rate)))
-            lightgbm_visit.append(_predict(ctx, visit_peer, visit_features(data, week)))
-            bar.advance()
+        lightgbm_purchase, raw_purchase = _calibrated(data.bought, purchases_of, weeks)
+        bar.advance()
+        lightgbm_visit, raw_visit = _calibrated(data.visited, visits_of, weeks)
+        bar.advance()
     purchases = _score(
         ctx,
         "purchases",
         {
             "model": model.purchase,
-            "lightgbm": np.stack(lightgbm_purchase),
+            "lightgbm": lightgbm_purchase,
+            "lightgbm_uncalibrated": raw_purchase,
             "frequency": own_frequency(data, weeks.report),
             "no_text": plain.purchase,
         },
@@ -108,7 +117,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
         {
             "model": model.visit,
             "rfm": rfm_visit_probability(data, [*weeks.train, *weeks.tune], weeks.report),
-            "lightgbm": np.stack(lightgbm_visit),
+            "lightgbm": lightgbm_visit,
+            "lightgbm_uncalibrated": raw_visit,
         },
         data.visited[list(weeks.report)].numpy(),
     )
@@ -243,6 +253,16 @@ def _booster(
         write_text(kept, json.dumps(content))
     content = json.loads(kept.read_text(encoding="utf-8"))
     return lightgbm.Booster(model_str=content["model"]), content["parameters"]
+
+
+def _calibrated(
+    label: torch.Tensor, predict: Callable[[int], DoubleArray], weeks: _Weeks
+) -> tuple[DoubleArray, DoubleArray]:
+    """Predict the reported weeks, calibrated on the tuning weeks as the response model is, and as fitted."""
+    tuning = np.stack([predict(week) for week in weeks.tune])
+    calibration = PeerCalibration.of(tuning, label[list(weeks.tune)].numpy())
+    raw = np.stack([predict(week) for week in weeks.report])
+    return calibration.apply(raw), raw
 
 
 def _predict(ctx: StageContext, booster: lightgbm.Booster, features: npt.NDArray[np.float32]) -> DoubleArray:

@@ -12,6 +12,7 @@ from scipy.stats import norm
 from encoders.calibration import (
     REDEMPTION_RIDGE,
     calibrate,
+    category_shifts,
     fit_redemption,
     linear_predictors,
     set_basket_correlation,
@@ -105,6 +106,68 @@ def test_calibration_undoes_a_distorted_head(make_panel: MakePanel) -> None:
     assert 1 / (1 + np.exp(-visit.mean())) == pytest.approx(p, abs=0.01)
 
 
+def shifted(n: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, labels drawn at logits that a category's shift has moved, and the shifts."""
+    rng = np.random.default_rng(seed)
+    true = spread * rng.standard_normal(40)
+    logit = (rng.standard_normal((n, 40)) - np.linspace(0.5, 4.0, 40)).astype(np.float32)
+    label = rng.random((n, 40)) < 1 / (1 + np.exp(-(logit + true)))
+    return logit, label, true
+
+
+def test_shifts_of_categories_are_found_and_shrunk_where_little_is_seen() -> None:
+    logit, label, true = shifted(8000, 0.2, 0)
+    found = category_shifts(logit, label, np.ones(8000, dtype=np.float32))
+    assert np.corrcoef(found, true)[0, 1] > 0.95
+    frequent, rare = slice(0, 10), slice(30, 40)
+    np.testing.assert_allclose(found[frequent], true[frequent], atol=0.08)
+    assert np.abs(found[rare]).mean() < np.abs(true[rare]).mean()
+    # At the optimum of the penalised likelihood: the score equals the penalty, at one and the same τ.
+    p = 1 / (1 + np.exp(-(logit + found)))
+    variance = found / (label - p).sum(axis=0)
+    np.testing.assert_allclose(variance[np.abs(found) > 0.02], np.median(variance), rtol=0.05)
+
+
+def test_where_nothing_shifted_hardly_anything_is_added() -> None:
+    logit, label, _ = shifted(8000, 0.0, 1)
+    assert np.abs(category_shifts(logit, label, np.ones(8000, dtype=np.float32))).max() < 0.06
+
+
+def test_predictions_that_are_far_off_do_not_let_the_shifts_diverge() -> None:
+    label = np.array([[True, False]] * 30)
+    logit = np.array([[-40.0, 40.0]] * 30, dtype=np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        found = category_shifts(logit, label, np.ones(30, dtype=np.float32))
+    assert np.isfinite(found).all()
+    assert found[0] > 0 > found[1]
+
+
+def test_a_row_that_counts_twice_is_two_rows_to_the_shifts() -> None:
+    logit, label, _ = shifted(500, 0.2, 2)
+    count = np.random.default_rng(3).integers(0, 3, 500)
+    repeated = np.arange(500).repeat(count)
+    np.testing.assert_allclose(
+        category_shifts(logit, label, count.astype(np.float32)),
+        category_shifts(logit[repeated], label[repeated], np.ones(len(repeated), dtype=np.float32)),
+        atol=1e-5,
+    )
+
+
+def test_calibration_moves_a_category_that_has_moved(make_panel: MakePanel) -> None:
+    data = simulated(make_panel, 600, 0.0, 1)
+    heads = true_heads()
+    with torch.no_grad():
+        heads.purchase_bias[3] -= 0.5
+    calibrate(heads, data, all_weeks(data))
+    # What the intercept of all has not already taken up.
+    assert float(heads.category_shift[3] + heads.calibration[1, 1]) == pytest.approx(0.45, abs=0.1)
+    others = torch.cat([heads.category_shift[:3], heads.category_shift[4:]])
+    assert float(others.abs().max()) < 0.15
+    _, purchase = linear_predictors(heads, data, all_weeks(data))
+    rows = all_weeks(data)
+    np.testing.assert_allclose(purchase, truth(data.calendar.depth[rows.week]).numpy(), atol=0.2)
+
+
 def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
     data = simulated(make_panel, 200, 0.0, 2)
     rows, heads = all_weeks(data), true_heads()
@@ -112,7 +175,8 @@ def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
     calibrate(heads, data, rows)
     once = heads.calibration.clone()
     calibrate(heads, data, rows)
-    torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=1e-4)
+    # Shrunken shifts leave a little for the next time.
+    torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("correlation", [0.05, 0.15, 0.35])

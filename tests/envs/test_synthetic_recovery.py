@@ -77,7 +77,8 @@ def depth_level_deviation(fitted: Fitted) -> Floats:
         )
         promotion[:, 2] *= torch.sigmoid(heads.depth_level[c])
         trend = calendar.category_trend[rows.week, c, None]
-        x = torch.cat([torch.ones(len(g), 1), phi[:, c], g, trend, promotion], dim=1).double()
+        with_rate = g[:, : heads.purchase_rate_user.shape[1]] * phi[:, c, :1]
+        x = torch.cat([torch.ones(len(g), 1), phi[:, c], g, with_rate, trend, promotion], dim=1).double()
         weight = chance[:, c] * (1 - chance[:, c])
         hessian = (x * weight[:, None]).T @ x + torch.diag(fitted.priors.purchase.precision)
         out.append(float(torch.linalg.inv(hessian)[-1, -1].sqrt()))

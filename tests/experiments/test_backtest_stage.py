@@ -41,6 +41,7 @@ FIDELITY = {
     "average_precision",
     "ece",
     "lightgbm",
+    "lightgbm_uncalibrated",
     "frequency",
     "no_text",
     "visit",

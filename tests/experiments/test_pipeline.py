@@ -368,7 +368,7 @@ def test_reasons_are_told(chain: Chain, tmp_path: Path) -> None:
     go(chain, request)
     assert {a.state for a in assess_run(chain.stages, request).values()} == {"complete"}
     found = assess_run(chain.stages, ask(tmp_path / "run", "pretrain.epochs=5", "pretrain.batch_size=9"))
-    assert found["pretrain"].reason == "changed: pretrain.epochs (4 → 5), pretrain.batch_size (64 → 9)"
+    assert found["pretrain"].reason == "changed: pretrain.epochs (4 → 5), pretrain.batch_size (32 → 9)"
     assert (found["evaluate"].state, found["evaluate"].reason) == ("waiting", "for pretrain")
     assert assess_run(chain.stages, replace(request, seed=3))["prepare"].reason == "changed: the seed"
 
