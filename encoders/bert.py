@@ -166,10 +166,10 @@ class TextEncoder(nn.Module):
 
 
 class EnsembleEncoder(nn.Module):
-    """Encoders trained from different seeds, side by side: their embeddings are one wider embedding.
+    """Encoders fine-tuned from different seeds, side by side: their embeddings are one wider embedding.
 
-    What a head adds up over the width is then the sum of what each member says (deep ensembles,
-    Lakshminarayanan et al. 2017).
+    What a head adds up over the width is then the sum of what each member says. They start from one
+    pretrained encoder, so that they differ less than deep ensembles do (Lakshminarayanan et al. 2017).
 
     Args:
         members: at least one encoder.

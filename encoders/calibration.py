@@ -12,9 +12,19 @@ from torch import nn
 from encoders.response import ResponseHeads
 from encoders.response_data import ResponseData, UserWeeks
 
+DoubleArray = npt.NDArray[np.float64]
+
 REDEMPTION_RIDGE = 30.0
 """Penalty on squared redemption weights, in log-likelihood units: a few hundred redemptions must not be
 spread over a whole embedding."""
+
+LEAST_SLOPE = 0.05
+"""Of a calibrated logit."""
+
+_PLATT_RIDGE = 0.01
+_PLATT_STEPS = 50
+_HALVINGS = 40
+_STRETCH = 500_000
 
 _FIRST_SHIFT = 0.1
 """First guess at the standard deviation of categories' shifts; it counts as one category more."""
@@ -72,31 +82,60 @@ def platt_scaling(
 ) -> tuple[float, float]:
     """Return slope and intercept of the two-parameter logistic regression of labels on logits.
 
-    By Newton's method. The slope is at least 0.05: a head that carries no signal must not be turned upside
-    down.
+    By Newton's method with halved steps, and a ridge that only tells where labels are all alike. The slope is
+    at least LEAST_SLOPE: a head that carries no signal must not be turned upside down.
 
     Args:
         logit: [r].
         label: [r].
         count: [r] how often each row counts.
     """
-    u = torch.from_numpy(logit).double()
-    y = torch.from_numpy(label).double()
-    n = torch.from_numpy(count).double()
-    parameters = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    for _ in range(25):
-        p = torch.sigmoid(parameters[0] * u + parameters[1])
-        residual, weight = n * (y - p), n * p * (1 - p)
-        gradient = torch.stack([(residual * u).sum(), residual.sum()])
-        cross = (weight * u).sum()
-        hessian = torch.stack(
-            [torch.stack([(weight * u * u).sum(), cross]), torch.stack([cross, weight.sum()])]
-        )
-        step = torch.linalg.solve(hessian + 1e-6 * torch.eye(2, dtype=torch.float64), gradient)
-        parameters = parameters + step
-        if float(step.abs().max()) < 1e-8:
+    found = _platt_newton(logit, label, count, np.array([1.0, 0.0]), np.array([True, True]))
+    if found[0] < LEAST_SLOPE:
+        start = np.array([LEAST_SLOPE, 0.0])
+        found = _platt_newton(logit, label, count, start, np.array([False, True]))
+    return float(found[0]), float(found[1])
+
+
+def _platt_newton(
+    logit: npt.NDArray[np.float32],
+    label: npt.NDArray[np.bool_],
+    count: npt.NDArray[np.float32],
+    start: DoubleArray,
+    free: npt.NDArray[np.bool_],
+) -> DoubleArray:
+    """Maximise over the free ones of slope and intercept; the ridge draws them to (1, 0)."""
+
+    def at(parameters: DoubleArray) -> tuple[float, DoubleArray, DoubleArray]:
+        away = parameters - np.array([1.0, 0.0])
+        loss, gradient = 0.5 * _PLATT_RIDGE * float(away @ away), -_PLATT_RIDGE * away
+        hessian = _PLATT_RIDGE * np.eye(2)
+        for first in range(0, len(logit), _STRETCH):
+            rows = slice(first, first + _STRETCH)
+            u, y, n = logit[rows].astype(np.float64), label[rows], count[rows].astype(np.float64)
+            z = parameters[0] * u + parameters[1]
+            p = expit(z)
+            loss += float(n @ (np.logaddexp(0.0, z) - y * z))
+            x = np.stack([u, np.ones_like(u)])
+            gradient = gradient + x @ (n * (y - p))
+            hessian = hessian + (x * (n * p * (1 - p))) @ x.T
+        return loss, gradient, hessian
+
+    parameters, (loss, gradient, hessian) = start, at(start)
+    for _ in range(_PLATT_STEPS):
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+        for _ in range(_HALVINGS):
+            found = at(parameters + step)
+            if found[0] <= loss:
+                break
+            step = step / 2
+        else:
+            break  # no shorter step helps: a rounding error from the optimum
+        parameters, (loss, gradient, hessian) = parameters + step, found
+        if float(np.abs(step).max()) < 1e-8:
             break
-    return max(float(parameters[0]), 0.05), float(parameters[1])
+    return parameters
 
 
 def category_shifts(
@@ -116,7 +155,7 @@ def category_shifts(
     shift, variance = np.zeros(n_categories), _FIRST_SHIFT**2
     for _ in range(_SHIFT_STEPS):
         score, information = np.zeros(n_categories), np.zeros(n_categories)
-        # A category at a time: millions of rows by a hundred categories do not fit in double precision.
+        # A category at a time, so that no copy of all rows in double precision is made.
         for c in range(n_categories):
             p = expit(logit[:, c].astype(np.float64) + shift[c])
             score[c] = count @ (label[:, c] - p)

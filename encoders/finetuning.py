@@ -51,6 +51,7 @@ class FineTuningConfig:
         item_dropout: share of the items of a text left out at random.
         lora_rank: rank of LoRA's weights; 0 trains all of BERT.
         habit_weight: weight of reconstructing the user's habits from the embedding.
+        max_texts: texts of an epoch at most, drawn anew for each.
     """
 
     epochs: int
@@ -63,6 +64,11 @@ class FineTuningConfig:
     item_dropout: float = 0.0
     lora_rank: int = 0
     habit_weight: float = 0.0
+    max_texts: int | None = None
+
+    def texts_in_epoch(self, n_texts: int) -> int:
+        """Return how many of ``n_texts`` an epoch goes over."""
+        return n_texts if self.max_texts is None else min(n_texts, self.max_texts)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ def _train(
             {"params": trained(encoder), "lr": peaks[1], "weight_decay": config.weight_decay},
         ]
     )
-    n_batches = -(-len(batches.texts) // config.batch_size)
+    n_texts = config.texts_in_epoch(len(batches.texts))
+    n_batches = -(-n_texts // config.batch_size)
     n_steps = -(-n_batches // config.accumulate)
     reports: list[FineTuningReport] = []
     best = copy.deepcopy(module.state_dict())
@@ -229,7 +236,7 @@ def _train(
         torch.manual_seed(int(rng.integers(2**62)))
         module.train()
         total = 0.0
-        for number, rows in enumerate(shuffled_batches(batches.texts, config.batch_size, rng)):
+        for number, rows in enumerate(shuffled_batches(batches.texts, config.batch_size, rng, n_texts)):
             tokens = [batches.texts.tokens[int(row)] for row in rows]
             if config.item_dropout:
                 tokens = [drop_items(one, batches.separators, config.item_dropout, rng) for one in tokens]

@@ -1,9 +1,9 @@
 """Habits as a pretraining task: the encoder learns to keep what a user buys how often.
 
 The text names habits in words; the task asks for the purchase rates of all categories back, read off the
-embedding. It needs no label of a later week, so that it cannot overfit to what happened in the training
-weeks. The category texts learn along: e·p_c, the match of a user with a category, is fitted to the same rate,
-with e held fixed.
+embedding. It needs no label of a later week, so that it cannot take what happened in the training weeks for
+what will happen. The category texts learn along: e·p_c, the match of a user with a category, is fitted to the
+same rate, with e held fixed.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class HabitConfig:
         epochs: passes over the texts.
         batch_size: texts in a step.
         learning_rate: peak of AdamW's learning rate.
-        weight_decay: AdamW's decoupled weight decay.
+        weight_decay: AdamW's decoupled weight decay, of the encoder.
     """
 
     epochs: int
@@ -139,7 +139,7 @@ class HabitReport:
         epoch: counted from 1.
         loss: mean of :func:`habit_loss` over the epoch.
         explained: share of the variance of the rates over users that the embedding tells, on the tuning
-            weeks' texts.
+            weeks' texts; of the same users, so it tells how well texts are read, not how new users fare.
         matched: the same told by the match with the category's text.
     """
 
@@ -184,7 +184,12 @@ def learn_habits(
     reader.start_at(rates.at(texts, some))
     module = nn.ModuleDict({"encoder": encoder, "reader": reader}).to(device)
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        [
+            # Without weight decay: its weights have no reason to be near zero.
+            {"params": list(reader.parameters()), "weight_decay": 0.0},
+            {"params": list(encoder.parameters()), "weight_decay": config.weight_decay},
+        ],
+        lr=config.learning_rate,
     )
     n_steps = -(-len(texts) // config.batch_size)
     reports: list[HabitReport] = []
@@ -250,9 +255,9 @@ def explained_variance(
     match = encode(encoder, batches.category_tokens, padding_id, device).cpu()
     on_cpu = reader.cpu()
     true = rates.at(batches.tune, torch.arange(len(tokens)))
-    variance = (true - true.mean(dim=0)).square().sum()
+    variance = float((true - true.mean(dim=0)).square().sum())
     shares = [
-        float(1.0 - (read - true).square().sum() / variance)
+        1.0 - float((read - true).square().sum()) / variance if variance > 0 else math.nan
         for read in (on_cpu(embedding), on_cpu.matched(embedding, match))
     ]
     reader.to(device)

@@ -22,14 +22,14 @@ from encoders.newton import (
     newton_step,
     update_prior,
 )
-from encoders.response import MOST_FURTHER_TRIPS_LOG, PROMOTION_UNIT, ResponseHeads, taste_weight
+from encoders.response import MOST_FURTHER_TRIPS_LOG, PROMOTION_UNIT, TERM_LIMIT, ResponseHeads, taste_weight
 from encoders.response_data import ResponseData, UserWeeks
 
 SWEEPS = 10
 """Newton steps over all categories, each of which moves the prior too; with 700 users ten reach the loss to
 2e-5."""
 
-REFIT_SWEEPS = 8
+REFIT_SWEEPS = 6
 """The same where the prior is given."""
 
 VISIT_STEPS = 12
@@ -268,12 +268,11 @@ def _fit_purchase(
     depth_variance = priors.depth_embedding if priors is not None else 1e-3
     n_rows, n_categories = len(rows.user), heads.n_categories
     state = data.tape.before(rows.week, rows.user)
-    raw_features = category_features(state, heads.base_rate)
     taste = taste_weight(state, heads.base_rate).T.contiguous()
     features = torch.stack(
         [
             ((feature - heads.category_mean[k]) / heads.category_std[k]).T
-            for k, feature in enumerate(raw_features)
+            for k, feature in enumerate(category_features(state, heads.base_rate))
         ]
     )
     bought = data.bought[rows.week, rows.user].T.float()
@@ -281,7 +280,7 @@ def _fit_purchase(
     design = torch.empty(at.size, n_rows)
     design[at.bias] = 1.0
     design[at.user] = heads.user_terms(state).T
-    plain = design[at.user][: heads.purchase_rate_user.shape[1]]
+    plain = design[at.user][: heads.purchase_rate_user.shape[1]].clamp(-TERM_LIMIT, TERM_LIMIT)
     embedding = rows.embedding.T.contiguous()
     match = (heads.category_match @ rows.embedding.T) / max(heads.embedding, 1) ** 0.5
     coefficients = _stacked(heads, at)

@@ -8,12 +8,11 @@
     redeem     σ(ψ + w·g_it + a·e_i), given purchase of a category for which a coupon is held
 
 φ are category features and g user features of :mod:`encoders.history`, q are g with their squares and
-products, r is the first of φ, the own rate; e is the user embedding and p_c
-the embedding of the category's text by the same BERT, so that e·p_c is the match of two texts; a_c is what
-the purchases of the category say beyond it. n is one before the first purchase of the category and falls
-with each (:func:`taste_weight`): what similar users buy says most of a category on which the own record is
-silent. θ is a softplus, hence never negative: response is monotone in
-depth by construction.
+products, r is the first of φ, the own rate. e is the user embedding and p_c the embedding of the category's
+text by the same BERT, so that e·p_c is the match of two texts; a_c is what the purchases of the category say
+beyond it. n is one before the first purchase of the category, falls with each and rises as they are
+forgotten (:func:`taste_weight`): what similar users buy says most of a category on which the own record is
+silent. θ is a softplus, hence never negative: response is monotone in depth by construction.
 
 A per-visit random effect makes the purchases of one basket go together. It enters as a Gaussian copula: a
 category is bought where ρ·z + √(1 - ρ²)·ε_c < Φ⁻¹(p_c), z shared by the visit. So every purchase keeps
@@ -272,7 +271,8 @@ class ResponseHeads(nn.Module):
             purchase = torch.addcmul(purchase, taste_weight(state, self.base_rate), tastes)
         weights = self.purchase_features / self.category_std
         purchase = purchase - weights @ self.category_mean
-        rate_weight = g[:, : len(USER_FEATURES)] @ (self.purchase_rate_user / self.category_std[0]).T
+        bounded = g[:, : len(USER_FEATURES)].clamp(-TERM_LIMIT, TERM_LIMIT)
+        rate_weight = bounded @ (self.purchase_rate_user / self.category_std[0]).T
         purchase = torch.addcmul(purchase, features[0] - self.category_mean[0], rate_weight)
         for k, feature in enumerate(features):
             purchase = torch.addcmul(purchase, feature, weights[:, k])

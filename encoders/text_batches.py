@@ -48,9 +48,21 @@ def encode(encoder: TextEncoder, tokens: list[np.ndarray], padding_id: int, devi
     return out.float()
 
 
-def shuffled_batches(texts: AnchorTexts, batch_size: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Shuffle texts into batches of similar length within stretches of sixteen batches."""
-    order = torch.from_numpy(rng.permutation(len(texts)))
+def shuffled_batches(
+    texts: AnchorTexts, batch_size: int, rng: np.random.Generator, count: int | None = None
+) -> list[torch.Tensor]:
+    """Shuffle texts into batches of similar length within stretches of sixteen batches.
+
+    Args:
+        texts: m of them.
+        batch_size: texts in a batch; the last may be smaller.
+        rng: shuffles.
+        count: draw so many of the texts; all if None.
+
+    Returns:
+        Indices of each batch.
+    """
+    order = torch.from_numpy(rng.permutation(len(texts))[:count])
     batches: list[torch.Tensor] = []
     for stretch in order.split(16 * batch_size):
         lengths = np.array([len(texts.tokens[int(row)]) for row in stretch])

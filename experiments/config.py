@@ -142,7 +142,7 @@ class PretrainConfig(Section):
     mask_probability: float = setting(0.15, "share of tokens to predict", above=0.0, high=0.9)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     max_texts: int = setting(4_000, "texts sampled from the training weeks", low=1)
-    habit_epochs: int = setting(2, "passes over all texts to learn what they say of habits", low=0)
+    habit_epochs: int = setting(1, "passes over all texts to learn what they say of habits", low=0)
     habit_learning_rate: float = setting(1e-3, "peak learning rate of these passes", above=0.0)
 
 
@@ -157,6 +157,7 @@ class FinetuneConfig(Section):
     head_learning_rate: float = setting(5e-3, "peak learning rate of the response heads", above=0.0)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
     patience: int = setting(2, "epochs without improvement on the tuning weeks before stopping", low=1)
+    max_texts: int = setting(8_000, "texts of an epoch at most, drawn anew for each", low=1)
     accumulate: int = setting(1, "batches whose gradients are added up before a step", low=1)
     item_dropout: float = setting(0.15, "share of a text's items left out at random", low=0.0, high=0.9)
     habit_weight: float = setting(
@@ -169,7 +170,7 @@ class FinetuneConfig(Section):
         above=0.0,
         high=1.0,
     )
-    ensemble: int = setting(1, "encoders trained from different seeds, used side by side", low=1)
+    ensemble: int = setting(1, "encoders fine-tuned from different seeds, used side by side", low=1)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features
 from encoders.history_tape import HistoryTape
-from encoders.response import ResponseHeads, taste_weight
+from encoders.response import TERM_LIMIT, ResponseHeads, taste_weight
 from experiments.fitted_run import FittedRun
 
 _WORDS: Mapping[str, str] = {
@@ -156,7 +156,8 @@ def history_influences(
     terms, odds = heads.user_terms(state), "log odds"
     own_rate = category_features(state, heads.base_rate)[0]
     standard_rate = (own_rate - heads.category_mean[0]) / heads.category_std[0]
-    rate_weight = purchase * (heads.standard_user_features(state) @ heads.purchase_rate_user.T)
+    bounded = heads.standard_user_features(state).clamp(-TERM_LIMIT, TERM_LIMIT)
+    rate_weight = purchase * (bounded @ heads.purchase_rate_user.T)
     text = {
         "purchase": purchase
         * taste_weight(state, heads.base_rate)

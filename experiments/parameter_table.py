@@ -141,7 +141,8 @@ def _purchase(heads: ResponseHeads, data: ResponseData) -> list[_Parameter]:
             "text match",
             slope * heads.match_weight,
             "log odds per unit of scaled match",
-            "weight of the match of user and category text in the purchase logit",
+            "weight of the match of user and category text in the purchase logit, before a category's own "
+            "purchases take the text's place",
             _fitted_and_calibrated(data),
         ),
         _Parameter(

@@ -28,7 +28,8 @@ class Row:
         bar: the ratio to reach, or without a peer the value.
         met: whether the bar is reached; None without a bar.
         hardware: the machine, in words.
-        ci_low: lower end of the value's 95% interval, where there is one.
+        ci_low: lower end of the value's 95% interval, where there is one; beside a peer that of the paired
+            difference, the peer's value added.
         ci_high: upper end.
     """
 

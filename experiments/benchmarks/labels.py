@@ -1,7 +1,7 @@
 """How many labels the response model needs: fits on a share of the households, with and without pretraining.
 
-Pretraining reads the texts of all households, which takes no label; the response is fitted on the labels of a
-share of them. All fits are scored on all households' reported weeks, of which no fit has seen a label.
+Pretraining reads the texts and past purchase rates of all households; the response to what came next is
+fitted on a share of them. All fits are scored on all households' reported weeks, whose labels none has seen.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from experiments.manifest import count_cores
 SHARES = (0.01, 0.05, 0.2, 1.0)
 MOST_EPOCHS = 12
 """Passes over the texts of a few households; over all of them it is as many as the preset says."""
+
+UNTRAINED_LEARNING_RATE = 5e-4
+"""Peak for an encoder that starts from chance; what suits a pretrained one would hardly move it."""
 
 N_BOOTSTRAP = 200
 
@@ -125,12 +128,20 @@ def _scores(out: Path) -> _Fit:
 
 def _config(share: float, pretrained: bool) -> RunConfig:
     config = load_config("default")
-    epochs = min(MOST_EPOCHS, round(config.finetune.epochs / share))
-    pretrain = config.pretrain if pretrained else replace(config.pretrain, epochs=0, habit_epochs=0)
+    pretrain, finetune = config.pretrain, config.finetune
+    if not pretrained:
+        # All that the encoder learns it learns here: as long as the other in all, and as fast.
+        finetune = replace(
+            finetune,
+            epochs=finetune.epochs + pretrain.habit_epochs,
+            learning_rate=UNTRAINED_LEARNING_RATE,
+        )
+        pretrain = replace(pretrain, epochs=0, habit_epochs=0)
+    epochs = min(MOST_EPOCHS, round(finetune.epochs / share))
     return replace(
         config,
         pretrain=pretrain,
-        finetune=replace(config.finetune, label_share=share, epochs=epochs),
+        finetune=replace(finetune, label_share=share, epochs=epochs),
         # A simulator of each side is the least there can be; none is used.
         simulators=replace(config.simulators, n_train=1, n_judge=1),
     )

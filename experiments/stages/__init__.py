@@ -2,7 +2,7 @@
 
 STAGE_HELP: dict[str, str] = {
     "prepare": "Read and check the logs; build the weekly panel.",
-    "pretrain": "Write user texts and pretrain BERT on them.",
+    "pretrain": "Write user texts; pretrain BERT on them and on the habits they tell.",
     "finetune": "Fine-tune and calibrate the response model; fit the simulators.",
     "backtest": "Score the response model on the reported weeks, beside its peers.",
     "train": "Train the PPO policy on the training simulators.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -163,12 +164,14 @@ def _ensemble(
         item_dropout=settings.item_dropout,
         lora_rank=settings.lora_rank,
         habit_weight=settings.habit_weight,
+        max_texts=settings.max_texts,
     )
-    n_batches = settings.epochs * -(-len(train) // settings.batch_size)
+    n_batches = settings.epochs * -(-config.texts_in_epoch(len(train)) // settings.batch_size)
+    probe = _probe(ctx, data, _pretrained(ctx, data.panel.n_categories)[0], batches, labelled)
     members, matches, reports = [], [], []
     for number in range(1, settings.ensemble + 1):
         member, reader = _pretrained(ctx, data.panel.n_categories)
-        heads = _probe(ctx, data, member, batches, labelled)
+        heads = copy.deepcopy(probe)
         with ctx.progress(f"fine-tuning BERT {number} of {settings.ensemble}", n_batches) as bar:
             reports.append(
                 fine_tune(

@@ -10,11 +10,13 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from encoders.calibration import (
+    LEAST_SLOPE,
     REDEMPTION_RIDGE,
     calibrate,
     category_shifts,
     fit_redemption,
     linear_predictors,
+    platt_scaling,
     set_basket_correlation,
 )
 from encoders.panel import Panel
@@ -104,6 +106,36 @@ def test_calibration_undoes_a_distorted_head(make_panel: MakePanel) -> None:
     np.testing.assert_allclose(purchase, truth(data.calendar.depth[rows.week]).numpy(), atol=0.08)
     p = 1 / (1 + np.exp(-0.6))
     assert 1 / (1 + np.exp(-visit.mean())) == pytest.approx(p, abs=0.01)
+
+
+@pytest.mark.parametrize(("slope", "shift"), [(3.0, 0.0), (2.0, 0.0), (1.0, -4.0), (1.0, 4.0), (0.3, 0.0)])
+def test_platt_scaling_finds_the_optimum_from_far_off(slope: float, shift: float) -> None:
+    """Too sure by a factor, or off by a shift: rare labels, as of purchases."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(-3.2, 1.3, 80_000)
+    label = rng.random(len(true)) < 1 / (1 + np.exp(-true))
+    given = (slope * true + shift).astype(np.float32)
+    found = platt_scaling(given, label, np.ones(len(true), dtype=np.float32))
+    assert found[0] == pytest.approx(1 / slope, rel=0.05)
+    assert found[1] == pytest.approx(-shift / slope, abs=0.15)
+
+
+def test_platt_scaling_where_labels_are_all_alike_is_finite() -> None:
+    logit = np.random.default_rng(1).normal(-3.0, 1.0, 500).astype(np.float32)
+    for label in (np.ones(500, dtype=bool), np.zeros(500, dtype=bool)):
+        found = platt_scaling(logit, label, np.ones(500, dtype=np.float32))
+        assert np.abs(found).max() < 20
+        p = 1 / (1 + np.exp(-(found[0] * logit + found[1])))
+        assert np.abs(p - label).max() < 0.05
+
+
+def test_a_head_that_is_upside_down_is_flattened_and_right_on_average() -> None:
+    rng = np.random.default_rng(2)
+    true = rng.normal(-1.7, 1.0, 20_000)
+    label = rng.random(len(true)) < 1 / (1 + np.exp(-true))
+    slope, intercept = platt_scaling((-true).astype(np.float32), label, np.ones(len(true), dtype=np.float32))
+    assert slope == LEAST_SLOPE
+    assert (1 / (1 + np.exp(-(slope * -true + intercept)))).mean() == pytest.approx(label.mean(), abs=1e-4)
 
 
 def shifted(n: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

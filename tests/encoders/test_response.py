@@ -116,7 +116,7 @@ def test_the_formula_term_by_term() -> None:
                 heads.purchase_bias[c]
                 + heads.purchase_features[c] @ standard
                 + heads.purchase_user[c] @ q
-                + standard[0] * (heads.purchase_rate_user[c] @ g)
+                + standard[0] * (heads.purchase_rate_user[c] @ g.clamp(-TERM_LIMIT, TERM_LIMIT))
                 + tastes
                 + theta * calendar.depth[c]
                 + heads.display_effect[c] * calendar.display[c] / PROMOTION_UNIT

@@ -12,7 +12,7 @@ import torch
 
 from encoders.heads_fit import HeadPriors, fit_heads
 from encoders.history import category_features
-from encoders.response import PROMOTION_UNIT, ResponseHeads
+from encoders.response import PROMOTION_UNIT, TERM_LIMIT, ResponseHeads
 from encoders.response_data import ResponseData, UserWeeks
 from envs.logs import open_logs
 from envs.panel_from_logs import build_panel
@@ -77,7 +77,7 @@ def depth_level_deviation(fitted: Fitted) -> Floats:
         )
         promotion[:, 2] *= torch.sigmoid(heads.depth_level[c])
         trend = calendar.category_trend[rows.week, c, None]
-        with_rate = g[:, : heads.purchase_rate_user.shape[1]] * phi[:, c, :1]
+        with_rate = g[:, : heads.purchase_rate_user.shape[1]].clamp(-TERM_LIMIT, TERM_LIMIT) * phi[:, c, :1]
         x = torch.cat([torch.ones(len(g), 1), phi[:, c], g, with_rate, trend, promotion], dim=1).double()
         weight = chance[:, c] * (1 - chance[:, c])
         hessian = (x * weight[:, None]).T @ x + torch.diag(fitted.priors.purchase.precision)

@@ -63,11 +63,13 @@ def test_noise_that_both_share_cancels() -> None:
 
 
 def test_purchases_and_visits_are_set_beside_each_peer() -> None:
-    table = purchase_table({"model": scores(0.5), "lightgbm": scores(0.5), "no_text": scores(0.5)})
+    names = ("model", "lightgbm", "lightgbm_uncalibrated", "no_text")
+    table = purchase_table({name: scores(0.5) for name in names})
     assert [(row["peer"], row["bar"]) for row in table] == [
         ("lightgbm", -0.01),
         ("lightgbm", 0.003),
         ("lightgbm", 0.0),
+        *[("lightgbm_uncalibrated", None)] * 3,
         ("no_text", 0.0),
         ("no_text", None),
         ("no_text", None),
