@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -45,6 +46,13 @@ WIDE_VARIANCE = 10.0
 
 _STEP_LIMIT = 1.0
 """Most that the level of log θ may move in a step: its likelihood is not concave far from the optimum."""
+
+_USER_STEP_LIMIT = 5.0
+"""The same for what any user's embedding adds to it."""
+
+_OVERSHOOT = 0.05
+"""Relative rise of a category's loss that a step may cost: the prior moves with every sweep and mends it.
+What rises more runs away."""
 
 
 @dataclass(frozen=True)
@@ -312,11 +320,27 @@ def _fit_purchase(
             found = newton_step(design, score, weight, coefficients[c], prior)
             step = (found.mean[at.depth] - coefficients[c, at.depth]).clamp(-_STEP_LIMIT, _STEP_LIMIT)
             found.mean[at.depth] = coefficients[c, at.depth] + step
+            loss = partial(
+                _purchase_loss,
+                design=design,
+                linear=linear[:, 0],
+                at=at,
+                user_level=user_level,
+                depth=depth,
+                bought=bought[c],
+                count=rows.weight,
+                prior=prior,
+            )
+            found = halved(found, coefficients[c], loss, tolerance=_OVERSHOOT)
             coefficients[c], variance[c] = found.mean, found.variance
         if heads.embedding:
             spread = _flat_then_centred(0, heads.embedding, depth_variance)
             moved = newton_step(embedding, depth_score, depth_weight, depth_embedding, spread)
-            depth_embedding = moved.mean
+            step = moved.mean - depth_embedding
+            farthest = float((step.float() @ embedding).abs().max())
+            if farthest > _USER_STEP_LIMIT:
+                step = step * (_USER_STEP_LIMIT / farthest)
+            depth_embedding = depth_embedding + step
             if priors is None:
                 depth_variance = _centred_variance(moved, 0, 1e-3)
         if priors is None:
@@ -325,6 +349,26 @@ def _fit_purchase(
     _unstack(heads, at, coefficients)
     heads.depth_embedding.copy_(depth_embedding)
     return prior, depth_variance
+
+
+def _purchase_loss(
+    coefficients: torch.Tensor,
+    *,
+    design: torch.Tensor,
+    linear: torch.Tensor,
+    at: _Layout,
+    user_level: torch.Tensor,
+    depth: torch.Tensor,
+    bought: torch.Tensor,
+    count: torch.Tensor,
+    prior: Prior,
+) -> float:
+    """Minus the log posterior of one category's coefficients, [P], but for a constant."""
+    logit = (coefficients.float() * linear) @ design
+    softplus = torch.nn.functional.softplus
+    logit = logit + softplus(coefficients[at.depth].float() + user_level) * depth
+    surprise = (count * (softplus(logit) - bought * logit)).double().sum()
+    return float(surprise + 0.5 * (prior.precision * (coefficients - prior.mean).square()).sum())
 
 
 def _stacked(heads: ResponseHeads, at: _Layout) -> torch.Tensor:

@@ -93,7 +93,11 @@ def newton_step(
 
 
 def halved(
-    found: Posterior, start: torch.Tensor, loss: Callable[[torch.Tensor], float], halvings: int = 10
+    found: Posterior,
+    start: torch.Tensor,
+    loss: Callable[[torch.Tensor], float],
+    halvings: int = 10,
+    tolerance: float = 0.0,
 ) -> Posterior:
     """Return a step shortened by halves until it does not raise the loss.
 
@@ -104,11 +108,14 @@ def halved(
         found: the full step.
         start: [P] float64, where it starts.
         loss: minus the penalised log likelihood at given coefficients.
+        tolerance: relative rise of the loss that is let pass.
         halvings: most of them; the step is then taken as it is, a rounding error of the loss in length.
     """
     before, step = loss(start), found.mean - start
+    most = before + tolerance * abs(before)
     for _ in range(halvings):
-        if loss(start + step) <= before:
+        # Not `>`: a loss that is not a number is no descent either.
+        if loss(start + step) <= most:
             break
         step = step / 2
     return Posterior(start + step, found.variance)

@@ -86,7 +86,12 @@ def _fits(folder: Path, pretrained: bool) -> dict[float, _Fit]:
         out = folder / f"{share:g}"
         shutil.copytree(start, out)
         _run(out, _config(share, pretrained), "finetune")
-        found[share] = _scores(out)
+        found[share] = fit = _scores(out)
+        losses = [scores.point()["log_loss"] for scores in (fit.text, fit.no_text)]
+        Console(stderr=True).print(
+            f"{share:.0%} of the labels, {'' if pretrained else 'not '}pretrained: "
+            f"log loss {losses[0]:.5f}, without text {losses[1]:.5f}"
+        )
         shutil.rmtree(out)
     return found
 

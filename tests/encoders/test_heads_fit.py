@@ -348,6 +348,22 @@ def test_calibration_and_redemption_are_left_alone() -> None:
             assert torch.equal(parameter, start.get_parameter(name))
 
 
+def test_embeddings_that_are_all_alike_let_nothing_diverge() -> None:
+    """As of an untrained encoder: columns that are nearly multiples of the intercept, and few users."""
+    data = ResponseData.of_panel(promoted_panel(n=40, c=6, seed=9))
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(64, generator=generator)
+    embeddings = (centre + 0.05 * torch.randn(40, 64, generator=generator))[None]
+    heads = new_heads(data, 64)
+    weeks = range(FIRST_WEEK, data.panel.split.train_end)
+    rows = UserWeeks.of_weeks(weeks, [FIRST_WEEK], embeddings)
+    fit_heads(heads, data, rows)
+    for name, parameter in heads.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+    level = heads.depth_level + (rows.embedding @ heads.depth_embedding)[:, None]
+    assert float(level.abs().max()) < 20
+
+
 def test_an_embedding_that_matters_is_found_and_noise_is_shrunk() -> None:
     panel = promoted_panel(n=500, c=6, seed=7)
     rng = np.random.default_rng(8)
