@@ -28,7 +28,7 @@ Results = Mapping[str, Any]
 MODELS = {
     "": "this model (BERT)",
     "lightgbm": "LightGBM",
-    "lightgbm_uncalibrated": "LightGBM, not calibrated on the tuning weeks",
+    "lightgbm_uncalibrated": "LightGBM, uncalibrated",
     "no_text": "this model, no text",
     "frequency": "own frequency",
 }

@@ -197,10 +197,10 @@ def _pretraining_block(rows: Sequence[Row]) -> Block:
         ),
     ]
     first, last = rows[0], rows[-1]
+    course = f"{short(number_in(first, 'masked_loss'))} → " if len(rows) > 1 else ""
     finding = (
-        f"Pretraining: masked-word loss {short(number_in(first, 'masked_loss'))} → "
-        f"{short(number_in(last, 'masked_loss'))}; the next basket is recognised "
-        f"{percent(number_in(last, 'next_basket_accuracy'))} of the time"
+        f"Pretraining: masked-word loss {course}{short(number_in(last, 'masked_loss'))}; "
+        f"the next basket is recognised {percent(number_in(last, 'next_basket_accuracy'))} of the time"
     )
     columns = [Column(t) for t in ("epoch", "masked-word loss", "next-basket loss", "next-basket accuracy")]
     cells = [
@@ -212,6 +212,9 @@ def _pretraining_block(rows: Sequence[Row]) -> Block:
         ]
         for row in rows
     ]
+    if len(rows) == 1:
+        # A single point is no course to plot.
+        return [Table("pretraining", f"{finding}, half of which is guessing", columns, cells)]
     plot = Plot(finding, line_panels("pretraining", finding, panels, columns=2))
     return [plot, Table("pretraining", "Pretraining", columns, cells)]
 
@@ -222,7 +225,7 @@ def _habit_block(rows: Sequence[Row]) -> Block:
     matched = [number_in(row, "matched") for row in rows]
     lines = [
         Line("read off the embedding", _epochs(rows), kept, BLUE, "o"),
-        Line("read off the match with the category's text", _epochs(rows), matched, VERMILION, "s"),
+        Line("match with the category's text", _epochs(rows), matched, VERMILION, "s"),
     ]
     finding = (
         f"The embedding keeps {percent(kept[-1])} of how users differ in their purchase rates; "
@@ -239,8 +242,11 @@ def _habit_block(rows: Sequence[Row]) -> Block:
         ]
         for row in rows
     ]
+    columns = [Column(title) for title in titles]
+    if len(rows) == 1:
+        return [Table("habits", finding, columns, cells)]
     plot = Plot(finding, line_panels("habits", finding, [panel], height=2.8))
-    return [plot, Table("habits", "Habits", [Column(title) for title in titles], cells)]
+    return [plot, Table("habits", "Habits", columns, cells)]
 
 
 def _fine_tuning_block(rows: Sequence[Row]) -> Block:

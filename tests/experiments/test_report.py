@@ -548,6 +548,17 @@ def test_fine_tuning_that_does_not_help_is_said_not_to(tmp_path: Path) -> None:
     assert "Fine-tuning did not improve on pretraining: tuning loss 0.4011" in findings
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_single_epoch_is_a_table_without_a_plot(tmp_path: Path) -> None:
+    results = make_results()
+    for key in ("epochs", "habits"):
+        results["pretraining"][key] = results["pretraining"][key][-1:]
+    page = page_of(results, tmp_path)
+    assert "masked-word loss 2.871; the next basket is recognised 66.4% of the time" in page.words
+    assert not any(finding.startswith(("Pretraining", "The embedding keeps")) for finding in page.findings)
+    assert len(page.tables["pretraining"]) == len(page.tables["habits"]) == 2
+
+
 def test_bars_are_counted_and_told(full: Page) -> None:
     assert "4 of 9 bars met. Missed: purchase: log loss against LightGBM; purchase: AUC" in full.words
     rows = full.tables["backtest"]
