@@ -20,7 +20,7 @@ from torch import nn
 from encoders.bert import TextEncoder
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
-from encoders.history import category_features
+from encoders.history import slow_rate_logit
 from encoders.response_data import AnchorTexts, ResponseData
 from encoders.schedule import warmup_cosine
 from encoders.text_batches import TextBatches, encode, shuffled_batches
@@ -90,7 +90,7 @@ class HabitRates:
     def at(self, texts: AnchorTexts, rows: torch.Tensor) -> torch.Tensor:
         """Return the rates of the texts ``rows``, [b, C]."""
         state = self.data.tape.before(texts.first_week[rows], texts.user[rows])
-        return (category_features(state, self.base_rate)[0] - self.mean) / self.std
+        return (slow_rate_logit(state, self.base_rate) - self.mean) / self.std
 
 
 def habit_loss(

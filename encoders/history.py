@@ -174,20 +174,29 @@ def category_features(state: HistoryState, base_rate: torch.Tensor) -> list[torc
         base_rate: [C] share of visits on which the average user buys the category; the prior.
     """
 
-    def rate(purchases: torch.Tensor, visits: torch.Tensor, prior_visits: float) -> torch.Tensor:
-        return (purchases + prior_visits * base_rate) / (visits[:, None] + prior_visits)
+    def rate_logit(purchases: torch.Tensor, visits: torch.Tensor, prior_visits: float) -> torch.Tensor:
+        return _rate_logit(purchases, visits, base_rate, prior_visits)
 
-    slow = rate(state.category_slow, state.visits_slow, PRIOR_VISITS)
     # Purchases expected since the last one if they came at the slow weekly rate.
     overdue = state.category_recency * state.category_slow / state.weeks_slow.clamp(min=1.0)[:, None]
     return [
-        _logit(slow),
-        _logit(rate(state.category_fast, state.visits_fast, PRIOR_VISITS)),
-        _logit(rate(state.category_slow, state.visits_slow, CAUTIOUS_PRIOR_VISITS)),
+        slow_rate_logit(state, base_rate),
+        rate_logit(state.category_fast, state.visits_fast, PRIOR_VISITS),
+        rate_logit(state.category_slow, state.visits_slow, CAUTIOUS_PRIOR_VISITS),
         torch.log(state.category_recency),
         torch.log1p(overdue),
-        *(((state.recent >> k) & 1).to(slow.dtype) for k in range(RECENT_WEEKS)),
+        *(((state.recent >> k) & 1).to(overdue.dtype) for k in range(RECENT_WEEKS)),
     ]
+
+
+def slow_rate_logit(state: HistoryState, base_rate: torch.Tensor) -> torch.Tensor:
+    """Return the logit of each user's own purchase rate by visit, [n, C]: the first category feature.
+
+    Args:
+        state: history before the week.
+        base_rate: [C] share of visits on which the average user buys the category; the prior.
+    """
+    return _rate_logit(state.category_slow, state.visits_slow, base_rate, PRIOR_VISITS)
 
 
 def user_features(state: HistoryState) -> torch.Tensor:
@@ -207,6 +216,12 @@ def user_features(state: HistoryState) -> torch.Tensor:
         ],
         dim=1,
     )
+
+
+def _rate_logit(
+    purchases: torch.Tensor, visits: torch.Tensor, base_rate: torch.Tensor, prior_visits: float
+) -> torch.Tensor:
+    return _logit((purchases + prior_visits * base_rate) / (visits[:, None] + prior_visits))
 
 
 def _logit(probability: torch.Tensor) -> torch.Tensor:

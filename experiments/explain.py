@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, category_features
+from encoders.history import CATEGORY_FEATURES, USER_FEATURES, HistoryState, slow_rate_logit
 from encoders.history_tape import HistoryTape
 from encoders.response import TERM_LIMIT, ResponseHeads, taste_weight
 from experiments.fitted_run import FittedRun
@@ -154,7 +154,7 @@ def history_influences(
     """
     visit, purchase = heads.calibration[0, 0], heads.calibration[1, 0]
     terms, odds = heads.user_terms(state), "log odds"
-    own_rate = category_features(state, heads.base_rate)[0]
+    own_rate = slow_rate_logit(state, heads.base_rate)
     standard_rate = (own_rate - heads.category_mean[0]) / heads.category_std[0]
     bounded = heads.standard_user_features(state).clamp(-TERM_LIMIT, TERM_LIMIT)
     rate_weight = purchase * (bounded @ heads.purchase_rate_user.T)
