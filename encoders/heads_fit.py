@@ -8,30 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from encoders.history import category_features
-from encoders.newton import (
-    FLAT,
-    FLAT_VARIANCE,
-    Grouping,
-    Posterior,
-    Prior,
-    halved,
-    newton_step,
-    update_prior,
-)
-from encoders.response import MOST_FURTHER_TRIPS_LOG, PROMOTION_UNIT, TERM_LIMIT, ResponseHeads, taste_weight
+from encoders.newton import Posterior, Prior, centred_variance, flat_then_centred, halved, newton_step
+from encoders.purchase_fit import PurchasePriors, fit_purchase
+from encoders.response import MOST_FURTHER_TRIPS_LOG, ResponseHeads
 from encoders.response_data import ResponseData, UserWeeks
-
-SWEEPS = 10
-"""Newton steps over all categories, each of which moves the prior too; with 700 users ten reach the loss to
-2e-5."""
-
-REFIT_SWEEPS = 6
-"""The same where the prior is given."""
 
 VISIT_STEPS = 12
 SPEND_STEPS = 5
@@ -41,32 +24,17 @@ MOST_ROWS = 1_000_000
 MOST_VISITS = 200_000
 """User-weeks with a visit that the purchase heads are fitted on at most, drawn evenly from a larger log."""
 
-WIDE_VARIANCE = 10.0
-"""Prior variance of what is not to be shrunk; features that are functions of each other stay apart by it."""
-
-_STEP_LIMIT = 1.0
-"""Most that the level of log θ may move in a step: its likelihood is not concave far from the optimum."""
-
-_USER_STEP_LIMIT = 5.0
-"""The same for what any user's embedding adds to it."""
-
-_OVERSHOOT = 0.05
-"""Relative rise of a category's loss that a step may cost: the prior moves with every sweep and mends it.
-What rises more runs away."""
-
 
 @dataclass(frozen=True)
 class HeadPriors:
     """Priors that were fitted along; a refit on a bootstrap of the users may keep them.
 
     Attributes:
-        purchase: over a category's coefficients, in the order of :func:`_purchase_layout`.
-        depth_embedding: variance of the weights by which an embedding moves the depth effect.
+        purchase: of the purchase head.
         spend_embedding: variance of the spend's weights on the embedding.
     """
 
-    purchase: Prior
-    depth_embedding: float
+    purchase: PurchasePriors
     spend_embedding: float
 
 
@@ -94,8 +62,9 @@ def fit_heads(
     _fit_visit(heads, data, rows, visited)
     _fit_trips(heads, data, shopping)
     spend_variance = _fit_spend(heads, data, shopping, priors)
-    purchase, depth_variance = _fit_purchase(heads, data, shopping, priors, advance)
-    return HeadPriors(purchase, depth_variance, spend_variance)
+    own = priors.purchase if priors is not None else None
+    purchase = fit_purchase(heads, data, shopping, own, advance)
+    return HeadPriors(purchase, spend_variance)
 
 
 def _at_most(rows: UserWeeks, count: int) -> UserWeeks:
@@ -120,7 +89,7 @@ def _fit_visit(
     trend = data.calendar.visit_trend[rows.week]
     design = torch.cat([torch.ones(1, len(trend)), g, trend[None]])
     coefficients = torch.cat([heads.visit_bias[None], heads.visit_user, heads.visit_trend[None]]).double()
-    prior = _flat_then_centred(len(design), 0, 1.0)
+    prior = flat_then_centred(len(design), 0, 1.0)
     y = visited.float()
     for _ in range(VISIT_STEPS):
         p = torch.sigmoid(coefficients.float() @ design)
@@ -187,12 +156,12 @@ def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors
             residual = y_centred - coefficients.float() @ centred
             residual_square[c] = (weight * residual.square()).sum() / total
             centres.append((x_mean, y_mean, total))
-        prior = _flat_then_centred(fixed, heads.embedding, variance)
+        prior = flat_then_centred(fixed, heads.embedding, variance)
         hessian += torch.diag(prior.precision)
         coefficients = torch.linalg.solve(hessian, gradient)
         if priors is None:
             inverse = torch.linalg.inv(hessian).diagonal()
-            variance = _centred_variance(Posterior(coefficients, inverse), fixed, 0.01)
+            variance = centred_variance(Posterior(coefficients, inverse), fixed, 0.01)
         for c, (x_mean, y_mean, total) in enumerate(centres):
             if total:
                 level[c] = y_mean - float(coefficients.float() @ x_mean)
@@ -204,211 +173,3 @@ def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors
     heads.spend_embedding.copy_(coefficients[fixed:])
     heads.spend_log_deviation.copy_(deviation.log())
     return variance
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the coefficients of a category lie."""
-
-    bias: int
-    features: slice
-    user: slice
-    rate_user: slice
-    trend: int
-    display: int
-    mailer: int
-    depth: int
-    match: slice
-    embedding: slice
-    size: int
-
-
-def _purchase_layout(heads: ResponseHeads) -> _Layout:
-    n_features, n_user = heads.purchase_features.shape[1], heads.purchase_user.shape[1]
-    user = 1 + n_features
-    rate_user = user + n_user
-    trend = rate_user + heads.purchase_rate_user.shape[1]
-    match = trend + 4
-    embedding = match + (1 if heads.embedding else 0)
-    return _Layout(
-        bias=0,
-        features=slice(1, user),
-        user=slice(user, rate_user),
-        rate_user=slice(rate_user, trend),
-        trend=trend,
-        display=trend + 1,
-        mailer=trend + 2,
-        depth=trend + 3,
-        match=slice(match, embedding),
-        embedding=slice(embedding, embedding + heads.embedding),
-        size=embedding + heads.embedding,
-    )
-
-
-def _first_prior(heads: ResponseHeads, at: _Layout) -> tuple[Prior, Grouping]:
-    """The guess from which the prior is fitted, and what shares a variance."""
-    mean = torch.zeros(at.size).double()
-    variance = torch.full((at.size,), 0.04).double()
-    group = torch.arange(at.size)
-    centred = torch.zeros(at.size, dtype=torch.bool)
-    variance[at.bias], group[at.bias] = FLAT_VARIANCE, FLAT
-    mean[at.features] = heads.purchase_features.mean(dim=0).double()
-    mean[at.trend] = 0.5
-    # In tenths: a tenth of the sales on display moves the log odds by a few hundredths.
-    variance[[at.display, at.mailer]] = 0.02**2
-    mean[at.depth], variance[at.depth] = -1.5, 0.25
-    mean[at.match] = 0.2
-    variance[at.embedding], centred[at.embedding] = 1e-3, True
-    group[at.embedding] = at.embedding.start
-    return Prior(mean, variance), Grouping(group, centred)
-
-
-def _fit_purchase(
-    heads: ResponseHeads,
-    data: ResponseData,
-    rows: UserWeeks,
-    priors: HeadPriors | None,
-    advance: Callable[[], None],
-) -> tuple[Prior, float]:
-    at = _purchase_layout(heads)
-    first, grouping = _first_prior(heads, at)
-    prior = priors.purchase if priors is not None else first
-    depth_variance = priors.depth_embedding if priors is not None else 1e-3
-    n_rows, n_categories = len(rows.user), heads.n_categories
-    state = data.tape.before(rows.week, rows.user)
-    taste = taste_weight(state, heads.base_rate).T.contiguous()
-    features = torch.stack(
-        [
-            ((feature - heads.category_mean[k]) / heads.category_std[k]).T
-            for k, feature in enumerate(category_features(state, heads.base_rate))
-        ]
-    )
-    bought = data.bought[rows.week, rows.user].T.float()
-    calendar = data.calendar
-    design = torch.empty(at.size, n_rows)
-    design[at.bias] = 1.0
-    design[at.user] = heads.user_terms(state).T
-    plain = design[at.user][: heads.purchase_rate_user.shape[1]].clamp(-TERM_LIMIT, TERM_LIMIT)
-    embedding = rows.embedding.T.contiguous()
-    match = (heads.category_match @ rows.embedding.T) / max(heads.embedding, 1) ** 0.5
-    coefficients = _stacked(heads, at)
-    variance = torch.zeros_like(coefficients)
-    depth_embedding = heads.depth_embedding.double()
-    linear = torch.ones(at.size, 1)
-    linear[at.depth] = 0.0
-    for _ in range(SWEEPS if priors is None else REFIT_SWEEPS):
-        user_level = rows.embedding @ depth_embedding.float()
-        depth_score, depth_weight = torch.zeros(n_rows), torch.zeros(n_rows)
-        for c in range(n_categories):
-            depth = calendar.depth[rows.week, c] / PROMOTION_UNIT
-            design[at.features] = features[:, c]
-            torch.mul(plain, features[0, c], out=design[at.rate_user])
-            design[at.trend] = calendar.category_trend[rows.week, c]
-            design[at.display] = calendar.display[rows.week, c] / PROMOTION_UNIT
-            design[at.mailer] = calendar.mailer[rows.week, c] / PROMOTION_UNIT
-            level = coefficients[c, at.depth].float() + user_level
-            design[at.depth] = torch.sigmoid(level) * depth
-            if heads.embedding:
-                design[at.match] = match[c] * taste[c]
-                torch.mul(embedding, taste[c], out=design[at.embedding])
-            logit = (coefficients[c].float() * linear[:, 0]) @ design
-            logit = logit + torch.nn.functional.softplus(level) * depth
-            p = torch.sigmoid(logit)
-            score, weight = rows.weight * (bought[c] - p), rows.weight * p * (1 - p)
-            depth_score += score * design[at.depth]
-            depth_weight += weight * design[at.depth] ** 2
-            found = newton_step(design, score, weight, coefficients[c], prior)
-            step = (found.mean[at.depth] - coefficients[c, at.depth]).clamp(-_STEP_LIMIT, _STEP_LIMIT)
-            found.mean[at.depth] = coefficients[c, at.depth] + step
-            loss = partial(
-                _purchase_loss,
-                design=design,
-                linear=linear[:, 0],
-                at=at,
-                user_level=user_level,
-                depth=depth,
-                bought=bought[c],
-                count=rows.weight,
-                prior=prior,
-            )
-            found = halved(found, coefficients[c], loss, tolerance=_OVERSHOOT)
-            coefficients[c], variance[c] = found.mean, found.variance
-        if heads.embedding:
-            spread = _flat_then_centred(0, heads.embedding, depth_variance)
-            moved = newton_step(embedding, depth_score, depth_weight, depth_embedding, spread)
-            step = moved.mean - depth_embedding
-            farthest = float((step.float() @ embedding).abs().max())
-            if farthest > _USER_STEP_LIMIT:
-                step = step * (_USER_STEP_LIMIT / farthest)
-            depth_embedding = depth_embedding + step
-            if priors is None:
-                depth_variance = _centred_variance(moved, 0, 1e-3)
-        if priors is None:
-            prior = update_prior(Posterior(coefficients, variance), prior, first, grouping)
-        advance()
-    _unstack(heads, at, coefficients)
-    heads.depth_embedding.copy_(depth_embedding)
-    return prior, depth_variance
-
-
-def _purchase_loss(
-    coefficients: torch.Tensor,
-    *,
-    design: torch.Tensor,
-    linear: torch.Tensor,
-    at: _Layout,
-    user_level: torch.Tensor,
-    depth: torch.Tensor,
-    bought: torch.Tensor,
-    count: torch.Tensor,
-    prior: Prior,
-) -> float:
-    """Minus the log posterior of one category's coefficients, [P], but for a constant."""
-    logit = (coefficients.float() * linear) @ design
-    softplus = torch.nn.functional.softplus
-    logit = logit + softplus(coefficients[at.depth].float() + user_level) * depth
-    surprise = (count * (softplus(logit) - bought * logit)).double().sum()
-    return float(surprise + 0.5 * (prior.precision * (coefficients - prior.mean).square()).sum())
-
-
-def _stacked(heads: ResponseHeads, at: _Layout) -> torch.Tensor:
-    """The heads' purchase coefficients, [C, P] float64."""
-    out = torch.zeros(heads.n_categories, at.size, dtype=torch.float64)
-    out[:, at.bias] = heads.purchase_bias.double()
-    out[:, at.features] = heads.purchase_features.double()
-    out[:, at.user] = heads.purchase_user.double()
-    out[:, at.rate_user] = heads.purchase_rate_user.double()
-    out[:, at.trend] = heads.purchase_trend.double()
-    out[:, at.display] = heads.display_effect.double()
-    out[:, at.mailer] = heads.mailer_effect.double()
-    out[:, at.depth] = heads.depth_level.double()
-    if heads.embedding:
-        out[:, at.match] = heads.match_weight.double()[:, None]
-    out[:, at.embedding] = heads.purchase_embedding.double()
-    return out
-
-
-def _unstack(heads: ResponseHeads, at: _Layout, coefficients: torch.Tensor) -> None:
-    heads.purchase_bias.copy_(coefficients[:, at.bias])
-    heads.purchase_features.copy_(coefficients[:, at.features])
-    heads.purchase_user.copy_(coefficients[:, at.user])
-    heads.purchase_rate_user.copy_(coefficients[:, at.rate_user])
-    heads.purchase_trend.copy_(coefficients[:, at.trend])
-    heads.display_effect.copy_(coefficients[:, at.display])
-    heads.mailer_effect.copy_(coefficients[:, at.mailer])
-    heads.depth_level.copy_(coefficients[:, at.depth])
-    if heads.embedding:
-        heads.match_weight.copy_(coefficients[:, at.match][:, 0])
-    heads.purchase_embedding.copy_(coefficients[:, at.embedding])
-
-
-def _flat_then_centred(n_flat: int, n_centred: int, variance: float) -> Prior:
-    """A prior that leaves the first coefficients all but free and draws the others to zero."""
-    spread = torch.cat([torch.full((n_flat,), WIDE_VARIANCE), torch.full((n_centred,), variance)])
-    return Prior(torch.zeros(n_flat + n_centred).double(), spread.double())
-
-
-def _centred_variance(found: Posterior, start: int, first: float) -> float:
-    """EM's variance of the coefficients from ``start`` on, the first guess counted as one more of them."""
-    square = found.mean[start:].square() + found.variance[start:]
-    return float((square.sum() + first) / (len(square) + 1))

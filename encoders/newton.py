@@ -17,6 +17,9 @@ import torch
 FLAT_VARIANCE = 1e4
 """Prior variance of a coefficient that is not to be shrunk."""
 
+WIDE_VARIANCE = 10.0
+"""Prior variance of what is not to be shrunk; features that are functions of each other stay apart by it."""
+
 VARIANCE_PRIOR_WEIGHT = 1.0
 """Weight, in categories, of the first guess at a variance; keeps it positive where categories are few."""
 
@@ -177,3 +180,15 @@ def update_prior(posterior: Posterior, prior: Prior, first: Prior, grouping: Gro
         variance[members] = total / (size * (n_categories + VARIANCE_PRIOR_WEIGHT))
     flat = grouping.group == FLAT
     return Prior(torch.where(flat, prior.mean, mean), torch.where(flat, prior.variance, variance))
+
+
+def flat_then_centred(n_flat: int, n_centred: int, variance: float) -> Prior:
+    """A prior that leaves the first coefficients all but free and draws the others to zero."""
+    spread = torch.cat([torch.full((n_flat,), WIDE_VARIANCE), torch.full((n_centred,), variance)])
+    return Prior(torch.zeros(n_flat + n_centred).double(), spread.double())
+
+
+def centred_variance(found: Posterior, start: int, first: float) -> float:
+    """EM's variance of the coefficients from ``start`` on, the first guess counted as one more of them."""
+    square = found.mean[start:].square() + found.variance[start:]
+    return float((square.sum() + first) / (len(square) + 1))

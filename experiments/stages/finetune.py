@@ -16,8 +16,9 @@ from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
 from encoders.finetuning import FineTuningConfig, FineTuningReport, fine_tune
 from encoders.habits import HabitReader
-from encoders.heads_fit import SWEEPS, HeadPriors, fit_heads
+from encoders.heads_fit import HeadPriors, fit_heads
 from encoders.panel import Panel
+from encoders.purchase_fit import SWEEPS
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData, UserWeeks, anchor_texts, training_anchors
 from encoders.text_batches import TextBatches

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.heads_fit import REFIT_SWEEPS, SWEEPS, WIDE_VARIANCE, HeadPriors, fit_heads
+from encoders.heads_fit import HeadPriors, fit_heads
 from encoders.history import HistoryState
+from encoders.newton import WIDE_VARIANCE
 from encoders.panel import Panel
+from encoders.purchase_fit import REFIT_SWEEPS, SWEEPS
 from encoders.response import PROMOTION_UNIT, ResponseHeads, taste_weight
 from encoders.response_data import ResponseData, UserWeeks
 from encoders.weeks import WeekSplit
@@ -167,8 +169,11 @@ def penalised_likelihood(
         ],
         dim=1,
     )
-    loss = loss + 0.5 * ((stacked - priors.purchase.mean) ** 2 / priors.purchase.variance).sum()
-    return loss + 0.5 * (heads.depth_embedding**2).sum() / priors.depth_embedding
+    loss = (
+        loss
+        + 0.5 * ((stacked - priors.purchase.category.mean) ** 2 / priors.purchase.category.variance).sum()
+    )
+    return loss + 0.5 * (heads.depth_embedding**2).sum() / priors.purchase.depth_embedding
 
 
 @pytest.mark.parametrize("embedding", [0, D])
@@ -245,7 +250,7 @@ def test_the_fitted_prior_is_near_the_spread_of_the_categories() -> None:
     _, heads, priors = promoted()
     # The depth's place is the third after the trend's; all categories are alike here.
     place = trend_place(heads) + 3
-    mean = float(torch.nn.functional.softplus(priors.purchase.mean[place])) / PROMOTION_UNIT
+    mean = float(torch.nn.functional.softplus(priors.purchase.category.mean[place])) / PROMOTION_UNIT
     assert mean == pytest.approx(3.0, abs=0.3)
 
 
@@ -266,7 +271,10 @@ def test_a_row_of_weight_two_is_the_row_given_twice(embedding: int) -> None:
     # Sums over rows in another order, in single precision.
     assert largest_difference(results[0][0], results[1][0]) < 0.03
     torch.testing.assert_close(
-        results[0][1].purchase.variance, results[1][1].purchase.variance, rtol=1e-2, atol=1e-5
+        results[0][1].purchase.category.variance,
+        results[1][1].purchase.category.variance,
+        rtol=1e-2,
+        atol=1e-5,
     )
     assert largest_difference(results[0][0], results[2][0]) == 0.0
 
@@ -288,7 +296,7 @@ def test_a_category_that_nobody_buys_stays_finite_and_at_the_prior() -> None:
     places = (trend + 1, trend + 2, trend + 3)
     found = (heads.display_effect[1], heads.mailer_effect[1], heads.depth_level[1])
     for value, place in zip(found, places, strict=True):
-        mean, variance = priors.purchase.mean[place], priors.purchase.variance[place]
+        mean, variance = priors.purchase.category.mean[place], priors.purchase.category.variance[place]
         assert abs(float(value - mean)) < 0.5 * float(variance.sqrt())
 
 
@@ -303,7 +311,7 @@ def test_a_promotion_that_does_not_vary_stays_at_the_prior(constant: float) -> N
     trend = trend_place(heads)
     found = (heads.display_effect[2], heads.mailer_effect[2], heads.depth_level[2])
     for place, value in zip((trend + 1, trend + 2, trend + 3), found, strict=True):
-        mean, variance = priors.purchase.mean[place], priors.purchase.variance[place]
+        mean, variance = priors.purchase.category.mean[place], priors.purchase.category.variance[place]
         assert abs(float(value - mean)) < 0.1 * float(variance.sqrt())
 
 
