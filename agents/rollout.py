@@ -89,7 +89,7 @@ def play(
         observation = campaign.observation(torch.full((n,), price, device=device))
         probabilities = policy.probabilities(observation, campaign.mask)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=device))
-        outcome, expected = campaign.step(offer)
+        outcome, expected = campaign.step_with_expectation(offer)
         margin += expected.margin
         cost += outcome.cost
         sent += torch.bincount(outcome.offer, minlength=len(sent))
@@ -116,7 +116,7 @@ def control_margin(market: MarketSpec, setting: CampaignSetting) -> DoubleArray:
     campaign = open_campaign(market, setting, 0.0)
     margin = torch.zeros(campaign.n_users, dtype=torch.float64, device=campaign.device)
     while not campaign.done:
-        _, expected = campaign.step_without_offers()
+        _, expected = campaign.step_with_expectation()
         margin += expected.margin
     return margin.cpu().numpy()
 
@@ -169,7 +169,7 @@ def log_campaign(
         probabilities = behaviour.probabilities(observation, mask).double()
         probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=campaign.device))
-        outcome, _ = campaign.step(offer)
+        outcome = campaign.step(offer)
         coming = price_path[min(week + 1, len(price_path) - 1)]
         following = campaign.observation(torch.full((n,), coming, device=campaign.device))
         weeks.append(_logged(observation, mask, probabilities, offer, outcome, following, price))
@@ -192,22 +192,16 @@ def value_at_prices(
         observation = campaign.observation(torch.full((n,), price, device=device))
         probabilities = policy.probabilities(observation, campaign.mask)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=device))
-        outcome, expected = campaign.step(offer)
+        outcome, expected = campaign.step_with_expectation(offer)
         margin += expected.margin
         cost += expected.discount + to_currency(outcome.delivery)
     return margin.cpu().numpy(), cost.cpu().numpy()
 
 
 def open_campaign(market: MarketSpec, setting: CampaignSetting, budget: float) -> Campaign:
-    """Return the campaign of a setting, seeded."""
-    device = market.population.embeddings.device
+    """Return the campaign of a setting."""
     return Campaign(
-        market,
-        setting.world,
-        start=setting.start,
-        users=setting.users,
-        budget=budget,
-        generator=torch.Generator(device=device).manual_seed(setting.seed),
+        market, setting.world, start=setting.start, users=setting.users, budget=budget, seed=setting.seed
     )
 
 

@@ -96,7 +96,7 @@ class TrainingMarket(VecEnv):
                 start=start,
                 users=users.to(population.embeddings.device),
                 budget=UNLIMITED_BUDGET,
-                generator=torch.Generator(device=population.embeddings.device).manual_seed(luck),
+                seed=luck,
             )
             for _ in range(2)
         )
@@ -114,11 +114,10 @@ class TrainingMarket(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Let the week happen in both arms; at the campaign's end open the next episode."""
-        shocks = self._treated.draw()
         offer = torch.from_numpy(np.asarray(self._actions, dtype=np.int64)).to(self._price.device)
         weeks_left = self._treated.weeks_left
-        outcome, treated = self._treated.step(offer, shocks)
-        _, control = self._control.step_without_offers(shocks)
+        outcome, treated = self._treated.step_with_expectation(offer)
+        _, control = self._control.step_with_expectation()
         cost = treated.discount + to_currency(outcome.delivery).float()
         incremental = treated.margin - control.margin
         reserved = to_currency(outcome.reserved).float()

@@ -7,9 +7,11 @@ anything else is a local folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,6 +165,29 @@ class TextEncoder(nn.Module):
         pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         embedding: torch.Tensor = self.norm(self.project(pooled))
         return embedding
+
+
+def bert_shape(encoder: TextEncoder) -> dict[str, Any]:
+    """Return the shape of an encoder's BERT as plain JSON, without the place that it was loaded from."""
+    config = encoder.bert.config.to_json_string(use_diff=False)  # type: ignore[union-attr, operator]
+    shape: dict[str, Any] = json.loads(config)
+    return {
+        key: value for key, value in shape.items() if key not in ("_name_or_path", "transformers_version")
+    }
+
+
+def unfilled_encoder(shape: Mapping[str, Any], embedding: int) -> TextEncoder:
+    """Return an encoder around a BERT of a shape, to be filled with stored weights.
+
+    Args:
+        shape: of :func:`bert_shape`.
+        embedding: width d of the output.
+    """
+    config = BertConfig.from_dict(dict(shape))
+    config._attn_implementation = "sdpa"
+    # Weights that are to be replaced must not use up anyone's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        return TextEncoder(BertForPreTraining(config).bert, embedding)
 
 
 class EnsembleEncoder(nn.Module):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import expit
-from scipy.stats import norm
 from torch import nn
 
+from encoders.history import MOST_TRIPS
+from encoders.predicted_visits import PredictedVisits
 from encoders.response import ResponseHeads
 from encoders.response_data import ResponseData, UserWeeks
 
@@ -31,6 +34,9 @@ _FIRST_SHIFT = 0.1
 
 _SHIFT_STEPS = 12
 _MOST_STEP = 0.5
+
+_MOST_TRIPS_SHIFT = 1.0
+_BISECTIONS = 40
 
 
 @torch.no_grad()
@@ -167,29 +173,34 @@ def category_shifts(
     return shift.astype(np.float32)
 
 
-def set_basket_correlation(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
-    """Set the within-visit correlation ρ² by matching the variance of basket size.
+@torch.no_grad()
+def calibrate_amounts(heads: ResponseHeads, visits: PredictedVisits) -> None:
+    """Set the levels of trips and spend, and the ratio of other spend, so that sums over visits come true.
 
-    Under the Gaussian copula of :mod:`encoders.response` two purchases have, to first order in ρ²
-    (tetrachoric series, Pearson 1900), covariance ρ²·φ(t_c)·φ(t_k) with t = Φ⁻¹(p); hence
-    ρ² = (observed - independent variance of basket size) / Σ_{c≠k} φ(t_c)·φ(t_k).
-    Whatever the heads miss of users and weeks is in it too, so it is an upper bound of true basket effects.
+    The geometric regression of trips need not reproduce their mean, nor the log regression of spend its sum;
+    and levels move on. The level of trips is the one at which expected trips, counted up to MOST_TRIPS as a
+    history counts them, sum up to those that were made.
 
-    Set too the ratio of spend outside the modelled categories to spend inside.
+    Args:
+        heads: calibrated otherwise, on the CPU; changed in place.
+        visits: as these heads predict them, of the tuning weeks.
     """
-    _, purchase = linear_predictors(heads, data, rows)
-    visited = data.visited[rows.week, rows.user].numpy()
-    p = 1.0 / (1.0 + np.exp(-purchase[visited].astype(np.float64)))
-    size = data.bought[rows.week, rows.user].numpy()[visited].sum(axis=1)
-    density = norm.pdf(norm.ppf(np.clip(p, 1e-12, 1 - 1e-12)))
-    weight = rows.weight.numpy()[visited].astype(np.float64)
-    excess = weight @ ((size - p.sum(axis=1)) ** 2 - (p * (1 - p)).sum(axis=1))
-    coupling = weight @ (density.sum(axis=1) ** 2 - (density**2).sum(axis=1))
-    heads.basket_correlation.fill_(float(np.clip(excess / coupling, 0.0, 0.95)))
-    end = data.panel.split.train_end
-    inside = float(data.panel.category_spend[:, :end].sum(dtype=np.float64))
-    total = float(data.panel.basket_spend[:, :end].sum(dtype=np.float64))
-    heads.other_spend_ratio.fill_(total / inside - 1.0)
+    weight = visits.weight.double()
+    modelled = float(weight @ visits.modelled_spend.double())
+    if modelled <= 0:
+        return
+    counted = float(weight @ (visits.trips.double().clamp(max=MOST_TRIPS) - 1.0))
+    mean = visits.further_trips.double()
+    low, high = -_MOST_TRIPS_SHIFT, _MOST_TRIPS_SHIFT
+    for _ in range(_BISECTIONS):
+        shift = (low + high) / 2
+        share = mean * math.exp(shift) / (1.0 + mean * math.exp(shift))
+        # E min(G, m) = Σ_j P(G ≥ j) for j = 1, ..., m.
+        expected = float(weight @ torch.stack([share**j for j in range(1, int(MOST_TRIPS))]).sum(dim=0))
+        low, high = (shift, high) if expected < counted else (low, shift)
+    heads.trips_bias.add_((low + high) / 2)
+    heads.spend_level.add_(math.log(modelled / float(weight @ visits.expected_spend.double())))
+    heads.other_spend_ratio.fill_(float(weight @ visits.other_spend.double()) / modelled)
 
 
 def fit_redemption(

@@ -48,6 +48,21 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[npt.NDArra
     return batches
 
 
+def equal_length_batches(lengths: npt.NDArray[np.int64], rows: int) -> list[npt.NDArray[np.int64]]:
+    """Group sequences of one length each, at most ``rows`` of them, longest first.
+
+    Returns:
+        Index arrays that together hold every position once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[order])) + 1
+    return [
+        alike[first : first + rows]
+        for alike in np.split(order, starts)
+        for first in range(0, len(alike), rows)
+    ]
+
+
 def embed_tokens(
     encoder: TextEncoder,
     tokens: Sequence[npt.NDArray[np.integer]],
@@ -56,13 +71,14 @@ def embed_tokens(
     device: str | torch.device = "cpu",
     precision: Literal["auto"] | Precision = "auto",
     token_budget: int | None = None,
+    rows: int | None = None,
     cache: EmbeddingCache | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
     """Return embeddings [len(tokens), d] float32 on the CPU, in the order of ``tokens``.
 
     Equal texts are embedded once. The same call gives the same result; batched otherwise, as with half of
-    the texts in the cache, embeddings agree to the precision, not to the last bit.
+    the texts in the cache, embeddings agree to the precision, and with ``rows`` to the last bit.
 
     Args:
         encoder: on ``device``; put into evaluation mode, its weights are left as they are.
@@ -72,11 +88,14 @@ def embed_tokens(
         precision: what to compute in; ``auto`` is `choose_precision`.
         token_budget: tokens in a batch at most, padding included; by default what suits the device.
             Out of memory halves it.
+        rows: texts in every batch instead, all of one padded length; a batch that is short of them is filled
+            up. A text is then always read in an array of the same shape, so that no bit of its embedding
+            depends on the others, at the price of up to a batch for each length that occurs.
         cache: where to look up embeddings, and to keep new ones.
         advance: called with the number of texts done: those of the cache first, then after each batch.
 
     Raises:
-        torch.OutOfMemoryError: a single text does not fit into memory.
+        torch.OutOfMemoryError: a single text does not fit into memory, or ``rows`` of them do not.
         ValueError: int8 on another device than a CPU.
     """
     chosen = choose_precision(device) if precision == "auto" else precision
@@ -101,7 +120,8 @@ def embed_tokens(
             padding_id,
             device,
             token_budget or (CUDA_TOKEN_BUDGET if torch.device(device).type == "cuda" else CPU_TOKEN_BUDGET),
-            lambda rows: advance(int(count[missing[rows]].sum())),
+            rows,
+            lambda done: advance(int(count[missing[done]].sum())),
         )
         out[torch.from_numpy(missing)] = new
         if cache is not None:
@@ -132,23 +152,29 @@ def _embed_batches(
     padding_id: int,
     device: str | torch.device,
     token_budget: int,
+    fixed_rows: int | None,
     on_batch: Callable[[npt.NDArray[np.int64]], None],
 ) -> torch.Tensor:
     """Return embeddings [len(tokens), d] float32 on the CPU; ``on_batch`` gets the rows of each batch."""
-    lengths = _padded_lengths(encoder, tokens)
+    # A batch without any padding would do without a mask, and attention without a mask is another kernel.
+    lengths = _padded_lengths(encoder, tokens, spare=0 if fixed_rows is None else 1)
     # Results stay on the device until the end: fetching each batch would stall the device.
     out = torch.empty(len(tokens), encoder.project.out_features, device=device)
-    waiting = token_budget_batches(lengths.tolist(), token_budget)
+    if fixed_rows is None:
+        waiting = token_budget_batches(lengths.tolist(), token_budget)
+    else:
+        waiting = equal_length_batches(lengths, fixed_rows)
     while waiting:
         rows = waiting[0]
         try:
-            batch = pad([tokens[row] for row in rows], padding_id)
+            repeats = 0 if fixed_rows is None else fixed_rows - len(rows)
+            batch = pad([tokens[row] for row in (*rows, *[rows[-1]] * repeats)], padding_id)
             missing = int(lengths[rows[0]]) - batch.ids.shape[1]
             ids = nn.functional.pad(batch.ids, (0, missing), value=padding_id).to(device)
             attention = nn.functional.pad(batch.attention, (0, missing)).to(device)
-            out[torch.from_numpy(rows).to(device)] = encoder(ids, attention).float()
+            out[torch.from_numpy(rows).to(device)] = encoder(ids, attention)[: len(rows)].float()
         except torch.OutOfMemoryError:
-            if len(rows) == 1:
+            if fixed_rows is not None or len(rows) == 1:
                 raise
         else:
             del waiting[0]
@@ -162,8 +188,10 @@ def _embed_batches(
     return out.cpu()
 
 
-def _padded_lengths(encoder: TextEncoder, tokens: list[npt.NDArray[np.integer]]) -> npt.NDArray[np.int64]:
-    """Lengths rounded up to `LENGTH_STEP`, but not past the last position that the encoder knows."""
+def _padded_lengths(
+    encoder: TextEncoder, tokens: list[npt.NDArray[np.integer]], spare: int
+) -> npt.NDArray[np.int64]:
+    """Lengths and ``spare`` rounded up to `LENGTH_STEP`, but not past the last position of the encoder."""
     lengths = np.array([len(sequence) for sequence in tokens], dtype=np.int64)
     last = int(encoder.bert.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    return np.maximum(lengths, np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, last))
+    return np.maximum(lengths, np.minimum(-(-(lengths + spare) // LENGTH_STEP) * LENGTH_STEP, last))

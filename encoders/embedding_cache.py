@@ -13,7 +13,7 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 
-from encoders.bert import TextEncoder
+from encoders.bert import TextEncoder, bert_shape
 from encoders.quantisation import Precision
 
 _KEY_BYTES = 32
@@ -89,9 +89,7 @@ class EmbeddingCache:
 def encoder_hash(encoder: TextEncoder) -> bytes:
     """Return the SHA-256 of all weights and of the shape of BERT, wherever it was loaded from."""
     digest = hashlib.sha256()
-    shape = encoder.bert.config.to_dict()  # type: ignore[union-attr, operator]
-    kept = {k: v for k, v in shape.items() if k not in {"_name_or_path", "transformers_version"}}
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(bert_shape(encoder), sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -47,7 +47,7 @@ def fit_heads(
     priors: HeadPriors | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> HeadPriors:
-    """Fit everything but calibration, basket correlation and redemption, in place.
+    """Fit everything but calibration, what goes together, and redemption, in place.
 
     Args:
         heads: on the CPU, with its scale and its category embeddings set; fitting starts from its values.
@@ -86,9 +86,10 @@ def _fit_visit(
 ) -> None:
     """Logistic regression of the visit."""
     g = _user_columns(heads, data, rows)
-    trend = data.calendar.visit_trend[rows.week]
-    design = torch.cat([torch.ones(1, len(trend)), g, trend[None]])
-    coefficients = torch.cat([heads.visit_bias[None], heads.visit_user, heads.visit_trend[None]]).double()
+    of_week = torch.stack([data.calendar.visit_trend, data.calendar.month_start])[:, rows.week]
+    design = torch.cat([torch.ones(1, len(rows)), g, of_week])
+    start = [heads.visit_bias[None], heads.visit_user, heads.visit_trend[None], heads.visit_month_start[None]]
+    coefficients = torch.cat(start).double()
     prior = flat_then_centred(len(design), 0, 1.0)
     y = visited.float()
     for _ in range(VISIT_STEPS):
@@ -102,8 +103,9 @@ def _fit_visit(
 
         coefficients = halved(full, coefficients, loss).mean
     heads.visit_bias.copy_(coefficients[0])
-    heads.visit_user.copy_(coefficients[1:-1])
-    heads.visit_trend.copy_(coefficients[-1])
+    heads.visit_user.copy_(coefficients[1:-2])
+    heads.visit_trend.copy_(coefficients[-2])
+    heads.visit_month_start.copy_(coefficients[-1])
 
 
 def _fit_trips(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> None:
@@ -125,7 +127,7 @@ def _fit_trips(heads: ResponseHeads, data: ResponseData, rows: UserWeeks) -> Non
 def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors: HeadPriors | None) -> float:
     """Least squares of the log of spend: one level a category, everything else shared."""
     g = _user_columns(heads, data, rows)
-    n_categories, fixed = heads.n_categories, len(g) + 1
+    n_categories, fixed = heads.n_categories, len(g) + 2
     size = fixed + heads.embedding
     bought = data.paid[rows.week, rows.user]
     log_spend = data.log_spend[rows.week, rows.user]
@@ -146,7 +148,8 @@ def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors
                 continue
             week = rows.week[chosen]
             depth = data.calendar.depth[week, c]
-            x = torch.cat([g[:, chosen], depth[None], rows.embedding[chosen].T])
+            of_week = torch.stack([depth, data.calendar.month_start[week]])
+            x = torch.cat([g[:, chosen], of_week, rows.embedding[chosen].T])
             y = log_spend[chosen, c].float()
             x_mean, y_mean = (x * weight).sum(dim=1) / total, float((y * weight).sum() / total)
             centred, y_centred = x - x_mean[:, None], y - y_mean
@@ -168,8 +171,9 @@ def _fit_spend(heads: ResponseHeads, data: ResponseData, rows: UserWeeks, priors
                 # One imagined purchase of spread 0.7, so that a category bought once has a spread.
                 deviation[c] = ((residual_square[c] * total + 0.5) / (total + 1.0)).sqrt()
     heads.spend_level.copy_(level)
-    heads.spend_user.copy_(coefficients[: fixed - 1])
-    heads.spend_depth.copy_(coefficients[fixed - 1])
+    heads.spend_user.copy_(coefficients[: fixed - 2])
+    heads.spend_depth.copy_(coefficients[fixed - 2])
+    heads.spend_month_start.copy_(coefficients[fixed - 1])
     heads.spend_embedding.copy_(coefficients[fixed:])
     heads.spend_log_deviation.copy_(deviation.log())
     return variance

@@ -6,6 +6,7 @@ locked weeks are not in it, so no later stage can read them.
 
 from __future__ import annotations
 
+import datetime
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,7 +38,7 @@ class Panel:
         display: [T, C] share of the category's sales weight on display, in [0, 1].
         mailer: [T, C] share of the category's sales weight in the mailer, in [0, 1].
         split: how the weeks are divided.
-        first_week_of_year: ISO number of the calendar week in which the log's week 1 lies; sets the season.
+        first_day: first day of the log's week 1; dates the weeks, and with them season and pay days.
     """
 
     user_ids: npt.NDArray[np.str_]
@@ -54,7 +55,7 @@ class Panel:
     display: FloatArray
     mailer: FloatArray
     split: WeekSplit
-    first_week_of_year: int = 1
+    first_day: datetime.date = datetime.date(2018, 1, 1)
 
     def __post_init__(self) -> None:
         n, weeks, categories = self.bought.shape
@@ -96,15 +97,18 @@ class Panel:
         """Number of modelled categories C."""
         return int(self.bought.shape[2])
 
+    @property
+    def first_week_of_year(self) -> int:
+        """ISO number of the calendar week in which the log's week 1 begins."""
+        return self.first_day.isocalendar().week
+
     def save(self, path: Path) -> None:
         """Write the panel as one compressed ``.npz`` without pickled objects; the write is atomic."""
         arrays = {name: getattr(self, name) for name in _array_names()}
         split = np.array([self.split.train_end, self.split.tune_end, self.split.report_end])
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
-            np.savez_compressed(
-                file, split=split, first_week_of_year=np.array(self.first_week_of_year), **arrays
-            )
+            np.savez_compressed(file, split=split, first_day=np.array(self.first_day.isoformat()), **arrays)
         os.replace(temporary, path)
 
     @classmethod
@@ -113,9 +117,9 @@ class Panel:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in _array_names()}
             split = WeekSplit(*(int(week) for week in stored["split"]))
-            first_week = int(stored["first_week_of_year"])
-        return cls(**arrays, split=split, first_week_of_year=first_week)
+            first_day = datetime.date.fromisoformat(str(stored["first_day"]))
+        return cls(**arrays, split=split, first_day=first_day)
 
 
 def _array_names() -> list[str]:
-    return [f.name for f in fields(Panel) if f.name not in ("split", "first_week_of_year")]
+    return [f.name for f in fields(Panel) if f.name not in ("split", "first_day")]

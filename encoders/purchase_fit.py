@@ -68,6 +68,7 @@ class _Layout:
     user: slice
     rate_user: slice
     trend: int
+    month_start: int
     display: int
     mailer: int
     depth: int
@@ -81,7 +82,7 @@ def _purchase_layout(heads: ResponseHeads) -> _Layout:
     user = 1 + n_features
     rate_user = user + n_user
     trend = rate_user + heads.purchase_rate_user.shape[1]
-    match = trend + 4
+    match = trend + 5
     embedding = match + (1 if heads.embedding else 0)
     return _Layout(
         bias=0,
@@ -89,9 +90,10 @@ def _purchase_layout(heads: ResponseHeads) -> _Layout:
         user=slice(user, rate_user),
         rate_user=slice(rate_user, trend),
         trend=trend,
-        display=trend + 1,
-        mailer=trend + 2,
-        depth=trend + 3,
+        month_start=trend + 1,
+        display=trend + 2,
+        mailer=trend + 3,
+        depth=trend + 4,
         match=slice(match, embedding),
         embedding=slice(embedding, embedding + heads.embedding),
         size=embedding + heads.embedding,
@@ -107,6 +109,8 @@ def _first_prior(heads: ResponseHeads, at: _Layout) -> tuple[Prior, Grouping]:
     variance[at.bias], group[at.bias] = FLAT_VARIANCE, FLAT
     mean[at.features] = heads.purchase_features.mean(dim=0).double()
     mean[at.trend] = 0.5
+    # All of a week at the start of a month moves the log odds by some hundredths.
+    mean[at.month_start], variance[at.month_start] = 0.0, 0.05**2
     # In tenths: a tenth of the sales on display moves the log odds by a few hundredths.
     variance[[at.display, at.mailer]] = 0.02**2
     mean[at.depth], variance[at.depth] = -1.5, 0.25
@@ -169,6 +173,7 @@ def fit_purchase(
             design[at.features] = features[:, c]
             torch.mul(plain, features[0, c], out=design[at.rate_user])
             design[at.trend] = calendar.category_trend[rows.week, c]
+            design[at.month_start] = calendar.month_start[rows.week]
             design[at.display] = calendar.display[rows.week, c] / PROMOTION_UNIT
             design[at.mailer] = calendar.mailer[rows.week, c] / PROMOTION_UNIT
             level = coefficients[c, at.depth].float() + user_level
@@ -244,6 +249,7 @@ def _stacked(heads: ResponseHeads, at: _Layout) -> torch.Tensor:
     out[:, at.user] = heads.purchase_user.double()
     out[:, at.rate_user] = heads.purchase_rate_user.double()
     out[:, at.trend] = heads.purchase_trend.double()
+    out[:, at.month_start] = heads.purchase_month_start.double()
     out[:, at.display] = heads.display_effect.double()
     out[:, at.mailer] = heads.mailer_effect.double()
     out[:, at.depth] = heads.depth_level.double()
@@ -259,6 +265,7 @@ def _unstack(heads: ResponseHeads, at: _Layout, coefficients: torch.Tensor) -> N
     heads.purchase_user.copy_(coefficients[:, at.user])
     heads.purchase_rate_user.copy_(coefficients[:, at.rate_user])
     heads.purchase_trend.copy_(coefficients[:, at.trend])
+    heads.purchase_month_start.copy_(coefficients[:, at.month_start])
     heads.display_effect.copy_(coefficients[:, at.display])
     heads.mailer_effect.copy_(coefficients[:, at.mailer])
     heads.depth_level.copy_(coefficients[:, at.depth])

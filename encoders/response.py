@@ -1,10 +1,10 @@
 """The response heads: visit, trips, category purchase, spend and redemption, given history and embedding.
 
-    visit      σ(α + w·q_it + τ·trend_t)
+    visit      σ(α + w·q_it + τ·trend_t + π·month_t)
     trips      1 + Geometric with mean exp(l + w·g_it), given a visit
     purchase   σ(b_c + w_c·φ_itc + v_c·q_it + r_itc·u_c·g_it + n_itc·(γ_c·e_i·p_c + a_c·e_i)
-                 + θ_ic·depth + κ_c·display + μ_c·mailer + τ_c·trend), given a visit
-    spend      LogNormal(m_c + v·q_it + a·e_i + ω·depth, s_c)
+                 + θ_ic·depth + κ_c·display + μ_c·mailer + τ_c·trend + π_c·month_t), given a visit
+    spend      LogNormal(m_c + v·q_it + a·e_i + ω·depth + π·month_t, s_c)
     redeem     σ(ψ + w·g_it + a·e_i), given purchase of a category for which a coupon is held
 
 φ are category features and g user features of :mod:`encoders.history`, q are g with their squares and
@@ -12,11 +12,17 @@ products, r is the first of φ, the own rate. e is the user embedding and p_c th
 text by the same BERT, so that e·p_c is the match of two texts; a_c is what the purchases of the category say
 beyond it. n is one before the first purchase of the category, falls with each and rises as they are
 forgotten (:func:`taste_weight`): what similar users buy says most of a category on which the own record is
-silent. θ is a softplus, hence never negative: response is monotone in depth by construction.
+silent. θ is a softplus, hence never negative: response is monotone in depth by construction. month is the
+share of the week's days at the start of a month, when wages and benefits are spent.
 
-A per-visit random effect makes the purchases of one basket go together. It enters as a Gaussian copula: a
-category is bought where ρ·z + √(1 - ρ²)·ε_c < Φ⁻¹(p_c), z shared by the visit. So every purchase keeps
-exactly the probability p_c that was fitted; a random effect added to the logit would lower rare ones.
+What happens together does so through a Gaussian copula: a category is bought where
+
+    Λ_c·z + δ_c·w_c + √(1 - |Λ_c|² - δ_c²)·ε_c < Φ⁻¹(p_c),
+
+z ~ N(0, I_k) shared by the visit (:mod:`encoders.basket`) and w_c by all users in the week
+(:mod:`encoders.week_shocks`). So every purchase keeps exactly the probability p_c that was fitted; a random
+effect added to the logit would lower rare ones. Visits share a shock in the same way, and z moves trips and
+the spend outside the modelled categories too (:mod:`encoders.basket_ties`).
 """
 
 from __future__ import annotations
@@ -54,6 +60,11 @@ TASTE_VISITS = 8.0
 
 Chosen by log loss on the tuning weeks of Complete Journey, where 3 to 8 are alike (.1595); without it .0001
 is lost."""
+
+BASKET_RANK = 16
+"""Columns k of the basket loadings. On Complete Journey, fitted on weeks 9-40, the weighted squared error of
+the pairs' correlations in weeks 41-44 falls from 16.1 without loadings to 1.76, 1.23, 1.15, 1.11 and 1.10 at
+k = 1, 8, 12, 16 and 24; the market pays k multiply-adds for each cell."""
 
 MOST_FURTHER_TRIPS_LOG = 2.0
 """Cap on the log of the expected number of further trips; beyond the data, exp would run away."""
@@ -104,7 +115,7 @@ def taste_weight(state: HistoryState, base_rate: torch.Tensor) -> torch.Tensor:
         base_rate: [C] share of visits with a purchase of the category.
     """
     prior = TASTE_VISITS * base_rate
-    return prior / (prior + state.category_slow)
+    return prior / (prior + state.category_slow.float())
 
 
 class ResponseHeads(nn.Module):
@@ -129,8 +140,15 @@ class ResponseHeads(nn.Module):
         self.user_std: torch.Tensor
         self.calibration: torch.Tensor
         self.category_shift: torch.Tensor
-        self.basket_correlation: torch.Tensor
+        self.basket_loadings: torch.Tensor
+        self.trips_loadings: torch.Tensor
+        self.other_spend_loadings: torch.Tensor
         self.other_spend_ratio: torch.Tensor
+        self.other_spend_share: torch.Tensor
+        self.other_spend_deviation: torch.Tensor
+        self.basket_spend_deviation: torch.Tensor
+        self.visit_week_deviation: torch.Tensor
+        self.category_week_deviation: torch.Tensor
         self.register_buffer("base_rate", base_rate.clone())
         self.register_buffer("category_match", torch.zeros(n_categories, embedding))
         self.register_buffer("category_mean", torch.zeros(n_category_features))
@@ -141,14 +159,25 @@ class ResponseHeads(nn.Module):
         self.register_buffer("calibration", torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         # What each category's purchase logit has moved by since training; fitted on the tuning weeks.
         self.register_buffer("category_shift", torch.zeros(n_categories))
-        # Correlation within a visit of what decides purchases, on the probit scale.
-        self.register_buffer("basket_correlation", torch.zeros(()))
-        # Spend outside the modelled categories per unit of spend inside.
+        # Λ: what a visit's factors z do to purchases, trips and other spend, on the probit scale.
+        self.register_buffer("basket_loadings", torch.zeros(n_categories, BASKET_RANK))
+        self.register_buffer("trips_loadings", torch.zeros(BASKET_RANK))
+        self.register_buffer("other_spend_loadings", torch.zeros(BASKET_RANK))
+        # Spend outside the modelled categories per unit of spend inside, the share of visits that have any,
+        # and the standard deviation of its log where there is some.
         self.register_buffer("other_spend_ratio", torch.zeros(()))
+        self.register_buffer("other_spend_share", torch.ones(()))
+        self.register_buffer("other_spend_deviation", torch.zeros(()))
+        # Standard deviation of the log of all spend on a visit, around what is expected of the visit.
+        self.register_buffer("basket_spend_deviation", torch.ones(()))
+        # Standard deviations, on the probit scale, of the shocks that all users share in a week.
+        self.register_buffer("visit_week_deviation", torch.zeros(()))
+        self.register_buffer("category_week_deviation", torch.zeros(n_categories))
 
         self.visit_bias = nn.Parameter(torch.zeros(()))
         self.visit_user = nn.Parameter(torch.zeros(n_terms))
         self.visit_trend = nn.Parameter(torch.zeros(()))
+        self.visit_month_start = nn.Parameter(torch.zeros(()))
 
         self.trips_bias = nn.Parameter(torch.tensor(-1.0))
         self.trips_features = nn.Parameter(torch.zeros(n_user_features))
@@ -159,6 +188,7 @@ class ResponseHeads(nn.Module):
         # By how much the weight of the own rate moves with the user's features.
         self.purchase_rate_user = nn.Parameter(torch.zeros(n_categories, n_user_features))
         self.purchase_trend = nn.Parameter(torch.zeros(n_categories))
+        self.purchase_month_start = nn.Parameter(torch.zeros(n_categories))
         # Small at the start: the match of untrained texts is noise, and the habits are worth keeping.
         self.match_weight = nn.Parameter(torch.full((n_categories,), 0.2))
         self.purchase_embedding = nn.Parameter(torch.zeros(n_categories, embedding))
@@ -172,6 +202,7 @@ class ResponseHeads(nn.Module):
         self.spend_user = nn.Parameter(torch.zeros(n_terms))
         self.spend_embedding = nn.Parameter(torch.zeros(embedding))
         self.spend_depth = nn.Parameter(torch.zeros(()))
+        self.spend_month_start = nn.Parameter(torch.zeros(()))
         self.spend_log_deviation = nn.Parameter(torch.full((n_categories,), -0.3))
 
         self.redemption_bias = nn.Parameter(torch.tensor(-2.3))
@@ -182,6 +213,22 @@ class ResponseHeads(nn.Module):
     def n_categories(self) -> int:
         """Number of categories C."""
         return int(self.base_rate.shape[0])
+
+    @property
+    def basket_residual(self) -> torch.Tensor:
+        """[C] weight √(1 - |Λ_c|² - δ_c²) of what decides a purchase alone."""
+        shared = self.basket_loadings.square().sum(dim=1) + self.category_week_deviation.square()
+        return (1.0 - shared).clamp(min=0.0).sqrt()
+
+    @property
+    def trips_residual(self) -> torch.Tensor:
+        """Weight √(1 - |Λ|²) of what decides the number of trips besides the basket's factors."""
+        return (1.0 - self.trips_loadings.square().sum()).clamp(min=0.0).sqrt()
+
+    @property
+    def other_spend_residual(self) -> torch.Tensor:
+        """Weight √(1 - |Λ|²) of what decides on other spend besides the basket's factors."""
+        return (1.0 - self.other_spend_loadings.square().sum()).clamp(min=0.0).sqrt()
 
     @property
     def spend_deviation(self) -> torch.Tensor:
@@ -240,12 +287,13 @@ class ResponseHeads(nn.Module):
         matched: torch.Tensor = self.match_weight[:, None] * match / max(self.embedding, 1) ** 0.5
         return matched + self.purchase_embedding
 
-    def visit_logit(self, state: HistoryState, visit_trend: torch.Tensor) -> torch.Tensor:
-        """Return the logit of a visit, [n], from histories and trend, [n] or scalar.
+    def visit_logit(self, state: HistoryState, calendar: PromotionCalendar) -> torch.Tensor:
+        """Return the logit of a visit, [n], from histories and the calendar's n weeks, or a single one.
 
         No embedding enters: it is weeks old, and the rhythm of visits is in the history up to last week.
         """
-        logit = self.visit_bias + self.user_terms(state) @ self.visit_user + self.visit_trend * visit_trend
+        of_week = self.visit_trend * calendar.visit_trend + self.visit_month_start * calendar.month_start
+        logit = self.visit_bias + self.user_terms(state) @ self.visit_user + of_week
         return self.calibration[0, 0] * logit + self.calibration[0, 1]
 
     def forward(
@@ -283,14 +331,16 @@ class ResponseHeads(nn.Module):
             + self.display_effect / PROMOTION_UNIT * calendar.display
             + self.mailer_effect / PROMOTION_UNIT * calendar.mailer
             + self.purchase_trend * calendar.category_trend
+            + self.purchase_month_start * calendar.month_start[..., None]
         )
         log_spend = (
             self.spend_level
             + (g @ self.spend_user + embedding @ self.spend_embedding)[:, None]
             + self.spend_depth * calendar.depth
+            + self.spend_month_start * calendar.month_start[..., None]
         )
         return Utilities(
-            visit=self.visit_logit(state, calendar.visit_trend),
+            visit=self.visit_logit(state, calendar),
             purchase=self.calibration[1, 0] * purchase + self.calibration[1, 1] + self.category_shift,
             depth_slope=self.calibration[1, 0] * slope,
             log_spend=log_spend,

@@ -16,7 +16,7 @@ from encoders.history import category_features, user_features
 from encoders.history_tape import HistoryTape
 from encoders.panel import Panel
 from encoders.response import FeatureScale
-from encoders.user_text import UserTextStyle, user_texts
+from encoders.user_text import UserTextStyle, UserTextWriter
 
 FIRST_TEXT_WEEK = 5
 """Before this week a history is too short to say anything."""
@@ -219,12 +219,13 @@ def anchor_texts(
         users: user indices; all if None.
     """
     chosen = np.arange(panel.n_users) if users is None else users
+    writer, tape = UserTextWriter.of_panel(panel, style), HistoryTape.of_panel(panel)
     tokens: list[npt.NDArray[np.int32]] = []
     user: list[npt.NDArray[np.int64]] = []
     first: list[int] = []
     for anchor in anchors:
-        texts = user_texts(panel, anchor, style)
-        tokens += tokenize(tokenizer, [texts[i] for i in chosen], max_tokens)
+        state = tape.week(anchor - 1).rows(torch.from_numpy(chosen))
+        tokens += tokenize(tokenizer, writer.write(state, chosen.tolist(), anchor), max_tokens)
         user.append(chosen)
         first += [anchor - 1] * len(chosen)
     first_week = torch.tensor(first)

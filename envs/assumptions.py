@@ -45,6 +45,15 @@ ASSUMED_RANGES: dict[str, AssumedRange] = {
         "no estimate for groceries is public; ± 1-4 points on a weekly visit is the order of the retail "
         "e-mail experiments of Sahni, Wheeler & Chintagunta (2018, Marketing Science 37(2))",
     ),
+    "message_spread": AssumedRange(
+        0.2,
+        0.5,
+        1.0,
+        "standard deviation among users of what a message does to them, in multiples of message_lift; "
+        "where it is wide, some visit less for being messaged",
+        "a planner's guess; that targeted messages put some customers off is shown by Ascarza (2018, Journal "
+        "of Marketing Research 55(1))",
+    ),
     "coupon_lift": AssumedRange(
         0.0,
         0.04,
@@ -81,6 +90,38 @@ ASSUMED_RANGES: dict[str, AssumedRange] = {
         "the same for a fully fatigued user; in between it is linear in fatigue",
         "a planner's guess; that frequency drives opt-out is established, its size varies by programme",
     ),
+    "stock_effect": AssumedRange(
+        0.0,
+        0.15,
+        0.40,
+        "taken from the logit of buying a category in the week after a coupon on it was redeemed: the pantry "
+        "is fuller than the purchase alone tells",
+        "stockpiling of groceries on deal (Hendel & Nevo 2006, Econometrica 74(6)); no dip after mass "
+        "promotion shows in these logs, so the range starts at 0",
+    ),
+    "stock_memory": AssumedRange(
+        0.4,
+        0.6,
+        0.8,
+        "share of that which is left after a further week",
+        "a planner's guess: a pantry empties over two to four weeks",
+    ),
+    "reference_effect": AssumedRange(
+        0.0,
+        0.5,
+        1.5,
+        "taken from the same logit per unit of the redeemed coupon's depth: who remembers a deal finds the "
+        "shelf price dear",
+        "sign and order of the reference-price effects reviewed by Mazumdar, Raj & Sinha (2005, Journal of "
+        "Marketing 69(4))",
+    ),
+    "reference_memory": AssumedRange(
+        0.70,
+        0.85,
+        0.95,
+        "share of that memory which is left after a further week",
+        "smoothing of past prices by purchase occasion, .6-.9, in the models reviewed there",
+    ),
     "opt_in_share": AssumedRange(
         0.6,
         0.8,
@@ -96,11 +137,16 @@ class AssumedResponse:
     """One draw of the assumed parameters; meanings in ASSUMED_RANGES."""
 
     message_lift: float
+    message_spread: float
     coupon_lift: float
     fatigue_memory: float
     fatigue_gain: float
     opt_out_rested: float
     opt_out_fatigued: float
+    stock_effect: float
+    stock_memory: float
+    reference_effect: float
+    reference_memory: float
     opt_in_share: float
 
     def next_fatigue(self, fatigue: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
@@ -110,6 +156,17 @@ class AssumedResponse:
     def opt_out_probability(self, fatigue: torch.Tensor) -> torch.Tensor:
         """Return the probability that a message makes users of this fatigue, [n], opt out."""
         return self.opt_out_rested + (self.opt_out_fatigued - self.opt_out_rested) * fatigue
+
+    def deal_penalty(self, weeks_ago: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """Return what past deals take from the logit of buying their categories again, non-negative.
+
+        Args:
+            weeks_ago: since the coupon was redeemed, at least 1; any shape.
+            depth: of the coupon, same shape.
+        """
+        later = weeks_ago - 1.0
+        stock = self.stock_effect * self.stock_memory**later
+        return stock + self.reference_effect * depth * self.reference_memory**later
 
     @classmethod
     def central(cls) -> AssumedResponse:

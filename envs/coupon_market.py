@@ -92,14 +92,13 @@ class CouponMarketEnv(gymnasium.Env[FloatRow, np.int64]):
         population = self.market.population
         user = int(chosen.get("user", self.np_random.integers(population.n_users)))
         start = int(chosen.get("start", self.np_random.integers(len(population.start_weeks))))
-        generator = torch.Generator().manual_seed(int(self.np_random.integers(2**62)))
         self._campaign = Campaign(
             self.market,
             self.world,
             start=start,
             users=torch.tensor([user]),
             budget=UNLIMITED_BUDGET,
-            generator=generator,
+            seed=int(self.np_random.integers(2**62)),
         )
         return self._observation(), self._info(None, False)
 
@@ -107,7 +106,7 @@ class CouponMarketEnv(gymnasium.Env[FloatRow, np.int64]):
         """Send one offer and let the week happen."""
         masked = not bool(self.campaign.mask[0, int(action)])
         offer = torch.tensor([0 if masked else int(action)])
-        outcome, _ = self.campaign.step(offer)
+        outcome = self.campaign.step(offer)
         reward = float(outcome.margin[0] - self.dual_price[0] * outcome.cost[0])
         return self._observation(), reward, self.campaign.done, False, self._info(outcome, masked)
 
@@ -198,7 +197,7 @@ class CouponMarketVectorEnv(gymnasium.vector.VectorEnv[FloatRow, npt.NDArray[np.
             start=start,
             users=torch.from_numpy(users),
             budget=self.budget_per_user * self.num_envs,
-            generator=torch.Generator().manual_seed(int(self.np_random.integers(2**62))),
+            seed=int(self.np_random.integers(2**62)),
         )
         return self._observation(), {"action_mask": self.action_masks()}
 
@@ -214,7 +213,7 @@ class CouponMarketVectorEnv(gymnasium.vector.VectorEnv[FloatRow, npt.NDArray[np.
             return observation, np.zeros(self.num_envs), never, never.copy(), info
         requested = torch.from_numpy(np.asarray(actions, dtype=np.int64))
         allowed = self.campaign.mask.gather(1, requested[:, None])[:, 0]
-        outcome, _ = self.campaign.step(torch.where(allowed, requested, 0))
+        outcome = self.campaign.step(torch.where(allowed, requested, 0))
         reward = (outcome.margin - self.dual_price * outcome.cost).double().numpy()
         info = {
             "action_mask": self.action_masks(),

@@ -37,7 +37,7 @@ def demo_heads() -> ResponseHeads:
         heads.visit_user[2] = -0.2
         heads.purchase_embedding[:, 0] = 0.3
         heads.redemption_bias.fill_(-1.5)
-        heads.basket_correlation.fill_(0.15)
+        heads.basket_loadings[:, 0] = 0.15**0.5
         heads.other_spend_ratio.fill_(0.2)
     return heads
 
@@ -58,6 +58,7 @@ def demo_market(n_users: int = 64, horizon_weeks: int = 8, seed: int = 0) -> Mar
         mailer=0.1 * torch.rand(N_WEEKS, N_CATEGORIES, generator=generator),
         category_trend=torch.zeros(N_WEEKS, N_CATEGORIES),
         visit_trend=torch.zeros(N_WEEKS),
+        month_start=torch.zeros(N_WEEKS),
     )
     state = HistoryState.empty(n_users, N_CATEGORIES)
     visit_rate = 0.2 + 0.7 * torch.rand(n_users, generator=generator)
@@ -65,7 +66,7 @@ def demo_market(n_users: int = 64, horizon_weeks: int = 8, seed: int = 0) -> Mar
     for _ in range(N_WEEKS - horizon_weeks):
         visited = torch.rand(n_users, generator=generator) < visit_rate
         bought = (torch.rand(n_users, N_CATEGORIES, generator=generator) < taste) & visited[:, None]
-        state = state.advance(visited, bought, 4.0 * bought.sum(dim=1))
+        state = state.advance(visited, bought, 4.0 * bought.sum(dim=1), coupon_used=torch.zeros_like(visited))
     population = Population(
         start_weeks=(N_WEEKS - horizon_weeks,),
         histories=(state,),

@@ -7,15 +7,19 @@ states, for every offer, the expected uplift and cost; the world that answers is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 
 from encoders.calendar import PromotionCalendar
-from encoders.history import USER_FEATURES, user_features
+from encoders.history import USER_FEATURES, HistoryState, user_features
+from encoders.response_kernel import WeekCoefficients
+from envs.blocks import blocks, padded, taken
+from envs.coupons import DealMemory, HeldCoupons
 from envs.market import MarketState
 from envs.money import to_currency
 from envs.offers import OfferTensors
-from envs.simulator import Simulator, expected_discount
+from envs.simulator import Outlook, Simulator
 
 CONTEXT_FEATURES = (
     "visit_probability",
@@ -40,7 +44,7 @@ class Prediction:
     """The predictor's view of one week for n users; money in the log's currency.
 
     Attributes:
-        slots: [n, M] recommended category indices, most likely purchase first.
+        slots: [n, M] recommended category indices, best first.
         uplift: [n, K] expected margin of sending the offer now, over sending nothing, while it is valid.
         cost: [n, K] expected cost to the budget of sending it.
         reserve: [K] liability that sending it reserves, times the share of the weeks left in which it does.
@@ -103,14 +107,31 @@ class ObservationLayout:
         return self.offer_block(rows, "uplift") - price * use
 
 
-def predict(
-    state: MarketState,
-    offers: OfferTensors,
-    predictor: Simulator,
-    calendar: PromotionCalendar,
-    weeks_left: int,
-    n_slots: int,
-) -> Prediction:
+class Recommender(StrEnum):
+    """By what the recommended slots of each user are filled."""
+
+    PURCHASE = "purchase"
+    UPLIFT_PER_COST = "uplift_per_cost"
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the shop knows and has decided: its offers, its model of users, how it recommends.
+
+    Attributes:
+        offers: the catalogue.
+        predictor: the deployed response model.
+        n_slots: M recommended slots.
+        recommender: how they are filled.
+    """
+
+    offers: OfferTensors
+    predictor: Simulator
+    n_slots: int
+    recommender: Recommender = Recommender.PURCHASE
+
+
+def predict(state: MarketState, shop: Shop, calendar: PromotionCalendar, weeks_left: int) -> Prediction:
     """Return the predictor's view at the start of a week.
 
     Uplift and cost of a coupon count the weeks in which it is valid, as if each were like this one and at
@@ -118,83 +139,129 @@ def predict(
 
     Args:
         state: at the start of the week.
-        offers: the catalogue.
-        predictor: the deployed response model.
+        shop: offers, predictor and recommender.
         calendar: the week's row.
         weeks_left: weeks of the campaign left, this one included.
-        n_slots: M.
     """
-    n = state.n_users
-    utilities = predictor.utilities(state.history, state.embedding, calendar)
-    notice = predictor.notice_probability(state.history, state.embedding)
-    purchase = torch.sigmoid(utilities.purchase)
-    likelihood, slots = torch.topk(purchase, n_slots, dim=1)
-    spend = predictor.expected_spend(utilities)
-    basket = (purchase * spend).sum(dim=1)
-    nothing = torch.zeros(n, dtype=torch.bool, device=basket.device)
-    carried = state.coupons.held
-    base_visit = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.believed_fatigue, carried))
-    base_margin = predictor.margin_of_spend(base_visit * basket)
+    n, device, offers = state.n_users, state.embedding.device, shop.offers
+    n_offers = len(offers.message)
+    slots = torch.empty((n, shop.n_slots), dtype=torch.int64, device=device)
+    uplift, cost = (torch.empty((n, n_offers), device=device) for _ in range(2))
+    context = torch.empty((n, len(CONTEXT_FEATURES)), device=device)
+    week = shop.predictor.coefficients(calendar)
+    for _, rows in blocks(n, None, device):
+        m = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        chosen = rows if isinstance(rows, slice) else padded(rows)
+        part = _predict_block(_ShopView.of(state, chosen), shop, calendar, week, weeks_left)
+        for whole, found in zip((slots, uplift, cost, context), part, strict=True):
+            whole[rows] = found[:m]
+    weeks = offers.validity_weeks.clamp(max=weeks_left)
+    reserve = to_currency(offers.liability) * weeks / max(weeks_left, 1)
+    return Prediction(slots=slots, uplift=uplift, cost=cost, reserve=reserve.float(), context=context)
 
-    slot_logit = utilities.purchase.gather(1, slots)
-    slot_slope = utilities.depth_slope.gather(1, slots) * (1.0 - calendar.depth[slots])
-    slot_spend = spend.gather(1, slots)
-    slot_log_spend = utilities.log_spend.gather(1, slots)
-    slot_deviation = predictor.heads.spend_deviation[slots]
-    uplift, cost = [], []
-    for k in range(len(offers.message)):
-        message = offers.message[k].expand(n)
-        coupon = offers.coupon[k].expand(n)
-        held = carried | coupon
-        visit = torch.sigmoid(predictor.visit_logit(utilities, message, state.believed_fatigue, held))
-        later = torch.sigmoid(predictor.visit_logit(utilities, nothing, state.believed_fatigue, held))
-        place = offers.slot[k]
-        with_coupon = torch.sigmoid(slot_logit[:, place] + slot_slope[:, place] * offers.depth[k])
-        gain = notice * coupon * (with_coupon - likelihood[:, place]) * slot_spend[:, place]
-        weeks = offers.validity_weeks[k].clamp(min=1, max=weeks_left)
-        first = predictor.margin_of_spend(visit * basket, visit * gain) - base_margin
-        following = predictor.margin_of_spend(later * basket, later * gain) - base_margin
-        redeem = notice * coupon * with_coupon
-        discount = expected_discount(
-            slot_log_spend[:, place],
-            slot_deviation[:, place],
-            offers.depth[k].expand(n),
-            offers.max_discount[k].expand(n),
+
+@dataclass(frozen=True)
+class _ShopView:
+    """What the shop sees of a block of n users; the attributes are those of MarketState."""
+
+    history: HistoryState
+    embedding: torch.Tensor
+    believed_fatigue: torch.Tensor
+    opted_in: torch.Tensor
+    coupons: HeldCoupons
+    deals: DealMemory
+
+    @classmethod
+    def of(cls, state: MarketState, rows: torch.Tensor | slice) -> _ShopView:
+        return cls(
+            state.history.rows(rows),
+            taken(state.embedding, rows),
+            taken(state.believed_fatigue, rows),
+            taken(state.opted_in, rows),
+            state.coupons.rows(rows),
+            state.deals.rows(rows),
         )
-        # Expected number of later weeks in which the coupon is still there: a geometric sum, for at most one
-        # redemption is paid. The floor on the weekly rate keeps the quotient exact enough in float32.
-        rate = (later * redeem).clamp(min=1e-3)
-        later_weeks = (weeks - 1).clamp(min=0).to(basket.dtype)
-        still_held = (1.0 - visit * redeem) * (1.0 - (1.0 - rate) ** later_weeks) / rate
-        uplift.append(first + following * still_held)
-        expected = discount * (visit * redeem + later * redeem * still_held)
-        cost.append(expected + to_currency(offers.delivery_cost[k]).to(basket.dtype))
+
+
+def _predict_block(
+    users: _ShopView, shop: Shop, calendar: PromotionCalendar, week: WeekCoefficients, weeks_left: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slots [n, M], uplift [n, K], cost [n, K] and context of a block of users."""
+    predictor, offers = shop.predictor, shop.offers
+    people = predictor.people(users.history, users.embedding, week)
+    outlook = predictor.outlook(
+        people, users.history, users.embedding, users.deals, week, pull=offers.has_threshold
+    )
+    carried = users.coupons.held
+    n, silent = len(carried), torch.zeros_like(carried)
+    fatigue = users.believed_fatigue
+
+    def visits(message: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        lift = predictor.visit_lift(message, fatigue[:, None], held)
+        return torch.sigmoid(outlook.visit_logit[:, None] + lift)
+
+    base_visit = visits(silent[:, None], carried[:, None])[:, 0]
+    slots = _recommend(outlook, base_visit, shop, calendar)
+    # From here on [n, K]: a column an offer.
+    held = carried[:, None] | offers.coupon
+    visit, later = visits(offers.message.expand(n, -1), held), visits(silent[:, None], held)
+    terms = predictor.coupon_terms(
+        outlook,
+        calendar.depth,
+        torch.where(offers.slot >= 0, slots[:, offers.slot.clamp(min=0)], -1),
+        offers.depth,
+        offers.min_spend,
+        offers.max_discount,
+    )
+    basket = outlook.basket[:, None]
+    base_margin = predictor.margin_of_spend(base_visit[:, None] * basket)
+    first = predictor.margin_of_spend(visit * basket, visit * terms.gain) - base_margin
+    following = predictor.margin_of_spend(later * basket, later * terms.gain) - base_margin
+    # Expected number of later weeks in which the coupon is still there: a geometric sum, for at most one
+    # redemption is paid. The floor on the weekly rate keeps the quotient exact enough in float32.
+    rate = (later * terms.redeem).clamp(min=1e-3)
+    later_weeks = (offers.validity_weeks.clamp(min=1, max=weeks_left) - 1).clamp(min=0).float()
+    still_held = (1.0 - visit * terms.redeem) * (1.0 - (1.0 - rate) ** later_weeks) / rate
+    uplift = first + following * still_held
+    cost = terms.discount * (visit + later * still_held) + to_currency(offers.delivery_cost).float()
     context = torch.cat(
         [
             base_visit[:, None],
-            user_features(state.history),
-            predictor.margin_of_spend(basket)[:, None],
-            notice[:, None],
-            state.believed_fatigue[:, None],
-            state.opted_in[:, None],
+            user_features(users.history),
+            predictor.margin_of_spend(outlook.basket)[:, None],
+            outlook.notice[:, None],
+            fatigue[:, None],
+            users.opted_in[:, None],
             carried[:, None],
-            state.coupons.depth[:, None],
-            state.coupons.weeks_left[:, None],
-            torch.full_like(basket, weeks_left)[:, None],
+            (users.coupons.depth * carried)[:, None],
+            users.coupons.weeks_left[:, None],
+            torch.full_like(base_visit, weeks_left)[:, None],
             calendar.visit_trend.expand(n)[:, None],
-            torch.zeros_like(basket)[:, None],
+            torch.zeros_like(base_visit)[:, None],
         ],
         dim=1,
     )
-    weeks = offers.validity_weeks.clamp(max=weeks_left)
-    reserve = to_currency(offers.liability) * weeks / max(weeks_left, 1)
-    return Prediction(
-        slots=slots,
-        uplift=torch.stack(uplift, dim=1),
-        cost=torch.stack(cost, dim=1),
-        reserve=reserve.to(basket.dtype),
-        context=context.float(),
-    )
+    return slots, uplift, cost, context.float()
+
+
+def _recommend(
+    outlook: Outlook, visit: torch.Tensor, shop: Shop, calendar: PromotionCalendar
+) -> torch.Tensor:
+    """Return the categories recommended to each user, best first, [n, M]."""
+    score = outlook.purchase
+    if shop.recommender is Recommender.UPLIFT_PER_COST:
+        # At the mean depth and delivery cost of the percent coupons: a slot serves all of them.
+        percent = shop.offers.slot >= 0
+        depth = shop.offers.depth[percent].mean()
+        delivery = to_currency(shop.offers.delivery_cost[percent]).float().mean()
+        slope = outlook.depth_slope * (1.0 - calendar.depth)
+        bought = torch.sigmoid(outlook.purchase_logit + slope * depth)
+        of_category = torch.exp(outlook.log_spend_category) * shop.predictor.heads.expected_spend_factor
+        of_user = visit * outlook.notice * torch.exp(outlook.log_spend_user)
+        chance = of_user[:, None] * of_category
+        gain = shop.predictor.margin_rate * chance * (bought - outlook.purchase)
+        score = gain / (delivery + chance * bought * depth).clamp(min=1e-6)
+    return torch.topk(score, shop.n_slots, dim=1).indices
 
 
 def observe(

@@ -73,7 +73,7 @@ def build_panel(logs: Logs, *, n_categories: int, pseudonym_key: bytes) -> Panel
             display=display,
             mailer=mailer,
             split=split,
-            first_week_of_year=logs.first_monday.isocalendar().week,
+            first_day=logs.first_monday,
         )
 
 

@@ -1,8 +1,9 @@
-"""Registration with Gymnasium, by importing this module.
+"""Registration with Gymnasium, done when :mod:`envs` is imported.
 
-Gymnasium 1.x loads no plugins by itself, so the id names the module to import first:
+    import envs
+    gymnasium.make("couponlab/CouponMarket-v0")
 
-    gymnasium.make("envs.registration:couponlab/CouponMarket-v0")
+or, in one, by the id that names the module to import: ``gymnasium.make("envs:couponlab/CouponMarket-v0")``.
 """
 
 import gymnasium
@@ -11,4 +12,9 @@ gymnasium.register(
     id="couponlab/CouponMarket-v0",
     entry_point="envs.coupon_market:CouponMarketEnv",
     vector_entry_point="envs.coupon_market:CouponMarketVectorEnv",
+)
+gymnasium.register(
+    id="couponlab/TabularMarket-v0",
+    entry_point="envs.tabular_env:TabularMarketEnv",
+    vector_entry_point="envs.tabular_env:TabularMarketVectorEnv",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
 
-from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model
+from encoders.bert import (
+    EnsembleEncoder,
+    TextEncoder,
+    bert_shape,
+    load_pretraining_model,
+    unfilled_encoder,
+)
 from encoders.calendar import PromotionCalendar
 from encoders.history_tape import HistoryTape
 from encoders.panel import Panel
 from encoders.response import ResponseHeads
+from encoders.user_encoder import UserEncoder
+from encoders.user_text import UserTextStyle, UserTextWriter
 from envs.assumptions import AssumedResponse
 from envs.campaign import MarketSpec
+from envs.observation import Recommender
 from envs.offers import Catalogue
 from envs.population import Population
 from envs.simulator import Simulator
 from experiments.config import ConfigError, MarketConfig
+from experiments.manifest import read_json, write_json, write_text
 
 PANEL_FILE = "panel.npz"
 REDEMPTIONS_FILE = "redemptions.npz"
@@ -35,6 +46,7 @@ BERT_FOLDER = "bert"
 PRETRAINED_FILE = "pretrained.safetensors"
 HABITS_FILE = "habits.safetensors"
 ENCODER_FILE = "encoder.safetensors"
+USER_ENCODER_FILE = "user_encoder.json"
 HEADS_FILE = "heads.safetensors"
 NO_TEXT_FILE = "no_text.safetensors"
 EMBEDDINGS_FILE = "embeddings.npz"
@@ -72,14 +84,66 @@ def load_encoder(pretrained: Path, response: Path, embedding: int) -> EnsembleEn
         response: output folder of ``finetune``.
         embedding: width of a member's embedding.
     """
-    tensors = load_file(response / ENCODER_FILE)
+    return _filled_encoder(
+        response / ENCODER_FILE,
+        lambda: TextEncoder(load_pretraining_model(pretrained / BERT_FOLDER).bert, embedding),
+    )
+
+
+def _filled_encoder(path: Path, new_member: Callable[[], TextEncoder]) -> EnsembleEncoder:
+    tensors = load_file(path)
     count = 1 + max(int(name.split(".")[1]) for name in tensors)
-    members = [
-        TextEncoder(load_pretraining_model(pretrained / BERT_FOLDER).bert, embedding) for _ in range(count)
-    ]
-    encoder = EnsembleEncoder(members)
+    encoder = EnsembleEncoder([new_member() for _ in range(count)])
     encoder.load_state_dict(tensors)
     return encoder.eval()
+
+
+def save_user_encoder(folder: Path, encoder: UserEncoder) -> None:
+    """Write all that encodes users as the response model knows them, but for the logs' own part."""
+    save_module(encoder.encoder, folder / ENCODER_FILE)
+    # A tokenizer remembers the last truncation; stored without it, it serves any length.
+    encoder.tokenizer.no_truncation()
+    write_text(folder / TOKENIZER_FILE, encoder.tokenizer.to_str())
+    member = next(iter(encoder.encoder))
+    write_json(
+        folder / USER_ENCODER_FILE,
+        {
+            "style": asdict(encoder.writer.style),
+            "max_tokens": encoder.max_tokens,
+            "precision": encoder.precision,
+            "embedding": member.project.out_features,
+            "bert": bert_shape(member),
+        },
+    )
+
+
+def load_user_encoder(folder: Path, panel: Panel, device: str) -> UserEncoder:
+    """Load what :func:`save_user_encoder` wrote, for the users of a panel.
+
+    Args:
+        folder: output folder of ``finetune``.
+        panel: gives profiles, category names and dates.
+        device: where BERT is to run.
+
+    Raises:
+        ConfigError: the folder was made by a version that did not store it.
+    """
+    if not (folder / USER_ENCODER_FILE).is_file():
+        raise ConfigError(
+            f"{folder} holds no {USER_ENCODER_FILE}, which market.re_encode_weeks needs; "
+            "run the stage finetune again"
+        )
+    content = read_json(folder / USER_ENCODER_FILE)
+    encoder = _filled_encoder(
+        folder / ENCODER_FILE, lambda: unfilled_encoder(content["bert"], content["embedding"])
+    )
+    return UserEncoder(
+        writer=UserTextWriter.of_panel(panel, UserTextStyle(**content["style"])),
+        tokenizer=Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
+        encoder=encoder,
+        max_tokens=content["max_tokens"],
+        precision=content["precision"],
+    ).to(device)
 
 
 def save_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:
@@ -150,7 +214,9 @@ def load_market(prepared: Path, response: Path, config: MarketConfig, device: st
         weeks = [int(week) for week in stored["start_week"]]
         embeddings = torch.from_numpy(stored["embedding"])
     tape = HistoryTape.of_panel(panel)
-    fitting = [k for k, week in enumerate(weeks) if week + config.horizon_weeks <= panel.n_weeks]
+    # A resampled calendar has no end that a campaign could run past.
+    needed = config.horizon_weeks if config.resample_weeks == 0 else 0
+    fitting = [k for k, week in enumerate(weeks) if week + needed <= panel.n_weeks]
     if not fitting:
         raise ConfigError(
             f"market.horizon_weeks = {config.horizon_weeks} does not fit into {panel.n_weeks} unlocked weeks"
@@ -175,7 +241,16 @@ def load_market(prepared: Path, response: Path, config: MarketConfig, device: st
     catalogue = Catalogue.from_toml(Path(config.catalogue)) if config.catalogue else Catalogue.built_in()
     predictor = simulator(HEADS_FILE, AssumedResponse.central(), "predictor")
     return MarketParts(
-        market=MarketSpec(population, catalogue, predictor, config.horizon_weeks),
+        market=MarketSpec(
+            population,
+            catalogue,
+            predictor,
+            config.horizon_weeks,
+            Recommender(config.recommender),
+            config.resample_weeks or None,
+            load_user_encoder(response, panel, device) if config.re_encode_weeks else None,
+            config.re_encode_weeks or None,
+        ),
         train_worlds=tuple(worlds["train"]),
         judge_worlds=tuple(worlds["judge"]),
         train_users=torch.tensor(content["train_users"]),

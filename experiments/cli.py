@@ -250,7 +250,9 @@ def _execute(choices: _Choices, until: str | None) -> None:
         from dataclasses import replace
 
         from experiments.pipeline import run_pipeline
+        from experiments.threads import keep_freed_memory
 
+        keep_freed_memory()
         request = replace(request, device=_choose_device(choices.device, request.threads))
         console.print(
             f"couponlab {choices.command}: {request.out}, preset {request.preset}, data {request.data}, "
@@ -441,14 +443,18 @@ def decide(
 
 @app.command(rich_help_panel="Use")
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels or market.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels, market or realism.")],
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write JSON, and figures beside it."),
     ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder that realism looks at.")] = Path(
+        "runs/default"
+    ),
 ) -> None:
-    """Measure speed on this machine, beside the bar to reach."""
+    """Measure against a bar to reach: speed on this machine, or how real a run's market looks."""
     with _clear_errors():
-        from experiments.benchmarks import BENCHMARKS, make_table
+        from experiments.benchmarks import BENCHMARKS, Request, make_table
         from experiments.manifest import to_json, write_json
 
         if name not in BENCHMARKS:
@@ -457,7 +463,8 @@ def bench(
                 f"no benchmark {name!r}; did you mean {nearest[0]!r}? (all: {', '.join(sorted(BENCHMARKS))})"
             )
         _check_folder_of(json_file)
-        rows = BENCHMARKS[name]()
+        figures = None if json_file is None else json_file.with_name(f"{json_file.stem}-figures")
+        rows = BENCHMARKS[name](Request(out, figures))
         _console().print(make_table(name, rows))
         if json_file is not None:
             write_json(json_file, to_json([row.to_dict() for row in rows]))

@@ -196,6 +196,9 @@ class SimulatorsConfig(Section):
     n_judge: int = setting(3, "simulators that judge them, fitted on other users", low=1)
 
 
+RECOMMENDERS = ("purchase", "uplift_per_cost")
+
+
 @dataclass(frozen=True)
 class MarketConfig(Section):
     """The market and its budget. Money is in the log's currency."""
@@ -208,6 +211,27 @@ class MarketConfig(Section):
     catalogue: str = setting(
         "", "path of an offer catalogue; empty takes the built-in one", file=True, names=("",)
     )
+    recommender: str = setting(
+        "purchase", "what fills the recommended slots: 'purchase' probability or 'uplift_per_cost'"
+    )
+    resample_weeks: int = setting(
+        0,
+        "length of the blocks of weeks that a campaign's calendar is drawn in; 0 takes the real weeks",
+        low=0,
+    )
+    re_encode_weeks: int = setting(
+        0,
+        "weeks of a campaign between two encodings of its users; one takes a CPU about as long as 500 of the "
+        "market's weeks, with BERT 'tiny'; 0 keeps the embeddings of the start",
+        low=0,
+    )
+
+    def check_together(self) -> None:
+        """The recommender must be known."""
+        if self.recommender not in RECOMMENDERS:
+            raise ConfigError(
+                f"market.recommender: must be one of {', '.join(RECOMMENDERS)}, got {self.recommender!r}"
+            )
 
 
 @dataclass(frozen=True)

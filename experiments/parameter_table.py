@@ -82,6 +82,10 @@ def _calibration_weeks(data: ResponseData) -> str:
     return f"weeks {data.panel.split.train_end + 1}-{data.panel.split.tune_end}"
 
 
+def _seen_weeks(data: ResponseData) -> str:
+    return f"in weeks up to {data.panel.split.tune_end}"
+
+
 def _fitted_and_calibrated(data: ResponseData) -> str:
     return f"{_fit_weeks(data)}, calibrated on {_calibration_weeks(data)}"
 
@@ -153,11 +157,25 @@ def _purchase(heads: ResponseHeads, data: ResponseData) -> list[_Parameter]:
             f"counted over weeks 1-{data.panel.split.train_end}",
         ),
         _Parameter(
+            "month start, purchase",
+            slope * heads.purchase_month_start,
+            "log odds per unit share",
+            "added to the purchase logit by the share of the week's days that are days 1-7 of a month",
+            _fitted_and_calibrated(data),
+        ),
+        _Parameter(
             "basket effect",
-            heads.basket_correlation,
-            "correlation, probit scale",
-            "within a visit, of what decides purchases",
-            f"matched to basket sizes of {_calibration_weeks(data)}",
+            heads.basket_loadings.square().sum(dim=1),
+            "share of variance, probit scale",
+            "of what decides a purchase, shared within the visit through common factors",
+            f"matched to pairs of purchases {_seen_weeks(data)}",
+        ),
+        _Parameter(
+            "weekly shock, purchase",
+            heads.category_week_deviation,
+            "standard deviation, probit scale",
+            "of what moves a category's purchases by all users in a week, and cannot be foreseen",
+            f"errors of forecasts {_seen_weeks(data)}, beyond the chance of independent users",
         ),
         _Parameter(
             "purchase calibration, slope",
@@ -184,8 +202,7 @@ def _purchase(heads: ResponseHeads, data: ResponseData) -> list[_Parameter]:
 
 
 def _visit_and_spend(heads: ResponseHeads, data: ResponseData) -> list[_Parameter]:
-    end = data.panel.split.train_end
-    fitted, trips = _fit_weeks(data), data.panel.trips[:, :end]
+    fitted, trips = _fit_weeks(data), data.panel.trips[:, : data.panel.split.train_end]
     return [
         _Parameter(
             "visit trend",
@@ -193,6 +210,20 @@ def _visit_and_spend(heads: ResponseHeads, data: ResponseData) -> list[_Paramete
             "log odds per unit of log ratio",
             "how far a recent rise or fall of all users' visits goes on",
             _fitted_and_calibrated(data),
+        ),
+        _Parameter(
+            "month start, visit",
+            heads.calibration[0, 0] * heads.visit_month_start,
+            "log odds per unit share",
+            "added to the visit logit by the share of the week's days that are days 1-7 of a month",
+            _fitted_and_calibrated(data),
+        ),
+        _Parameter(
+            "weekly shock, visit",
+            heads.visit_week_deviation,
+            "standard deviation, probit scale",
+            "of what moves the visits of all users in a week, and cannot be foreseen",
+            f"errors of forecasts {_seen_weeks(data)}, beyond the chance of independent users",
         ),
         _Parameter(
             "visit calibration, slope",
@@ -213,7 +244,16 @@ def _visit_and_spend(heads: ResponseHeads, data: ResponseData) -> list[_Paramete
             heads.trips_bias.exp(),
             "trips a week",
             "expected after the first in a week with a visit, by a user of average history",
-            fitted if int(trips.max()) > 1 else "prior: these logs hold no week with two trips",
+            f"{fitted}, level calibrated on {_calibration_weeks(data)}"
+            if int(trips.max()) > 1
+            else "prior: these logs hold no week with two trips",
+        ),
+        _Parameter(
+            "trips with full baskets",
+            heads.trips_loadings.square().sum(),
+            "share of variance, probit scale",
+            "of what decides the number of trips, shared with the basket through common factors",
+            f"matched to trips and purchases {_seen_weeks(data)}",
         ),
         _Parameter(
             "spend deviation",
@@ -232,11 +272,32 @@ def _visit_and_spend(heads: ResponseHeads, data: ResponseData) -> list[_Paramete
             else "prior: shelf discount does not vary in these logs",
         ),
         _Parameter(
+            "month start, spend",
+            heads.spend_month_start,
+            "log of spend per unit share",
+            "added to the log of spend by the share of the week's days that are days 1-7 of a month",
+            fitted,
+        ),
+        _Parameter(
             "other spend",
             heads.other_spend_ratio,
             "ratio",
             "spend outside the modelled categories per unit inside",
-            f"ratio of sums over weeks 1-{end}",
+            f"ratio of sums over {_calibration_weeks(data)}",
+        ),
+        _Parameter(
+            "other spend, share",
+            heads.other_spend_share,
+            "share of visits",
+            "with a modelled purchase that have any spend outside the modelled categories",
+            f"counted {_seen_weeks(data)}",
+        ),
+        _Parameter(
+            "other spend, deviation",
+            heads.other_spend_deviation,
+            "standard deviation, log scale",
+            "of spend outside the modelled categories, where there is some",
+            f"measured {_seen_weeks(data)}",
         ),
     ]
 

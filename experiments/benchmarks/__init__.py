@@ -1,6 +1,7 @@
 """Benchmarks: measures on this machine, beside a named peer where one is measured in the same run.
 
-A benchmark is a module here with a function ``run() -> list[Row]``. It is imported only when asked for.
+A benchmark is a module here with a function ``run() -> list[Row]``; one that looks at a run folder has
+``run(request: Request)``. It is imported only when asked for.
 """
 
 from __future__ import annotations
@@ -9,9 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Self
 
 from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a benchmark may look at and leave behind.
+
+    Attributes:
+        run: a run folder whose response model is fitted.
+        figures: folder for drawings; none are made if None.
+    """
+
+    run: Path = Path("runs/default")
+    figures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,12 +134,15 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _run_module(name: str) -> list[Row]:
-    rows: list[Row] = import_module(f"{__name__}.{name}").run()
+def _run_module(name: str, request: Request) -> list[Row]:
+    module = import_module(f"{__name__}.{name}")
+    rows: list[Row] = module.run(request) if name in _OF_A_RUN else module.run()
     return rows
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    name: partial(_run_module, name) for name in ("encoder", "labels", "market")
+_OF_A_RUN = frozenset({"realism"})
+
+BENCHMARKS: dict[str, Callable[[Request], list[Row]]] = {
+    name: partial(_run_module, name) for name in ("encoder", "labels", "market", "realism")
 }
 """Every benchmark by name; a value imports its module when called."""

@@ -12,7 +12,7 @@ import torch
 from encoders.calendar import PromotionCalendar
 from encoders.history_tape import HistoryTape
 from encoders.panel import Panel
-from encoders.user_text import UserTextStyle, category_words, user_texts
+from encoders.user_text import SEASON_WEEKS, UserTextStyle, category_words, user_texts
 from envs.offers import Catalogue
 from experiments.config import ConfigError
 from experiments.fitted_run import FittedRun
@@ -186,7 +186,8 @@ def profile_user(run: FittedRun, user: int, week: int) -> UserProfile:
     notice = torch.sigmoid(heads.redemption_logit(history, embedding).double())
     campaigns, redeemed_share = _campaigns(run, user, week)
     market = run.config.market
-    style = UserTextStyle(max_items=run.config.text.max_items)
+    season = panel.split.train_end >= SEASON_WEEKS
+    style = UserTextStyle(max_items=run.config.text.max_items, season=season)
     text = user_texts(panel, embedded + 1, style)[user]
     run.tokenizer.no_truncation()
     one = torch.tensor([user])

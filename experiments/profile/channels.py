@@ -15,9 +15,10 @@ from encoders.calendar import PromotionCalendar
 from encoders.history import HistoryState
 from encoders.response import ResponseHeads
 from envs.assumptions import ASSUMED_RANGES, AssumedResponse
+from envs.coupons import DealMemory, HeldCoupons
 from envs.money import to_currency
-from envs.offers import Catalogue
-from envs.simulator import Expectation, HeldCoupons, Simulator
+from envs.offers import Catalogue, OfferKind
+from envs.simulator import Expectation, Outlook, Simulator
 
 _LIFTS = ("message_lift", "coupon_lift")
 
@@ -137,24 +138,38 @@ def compare_channels(question: ChannelQuestion) -> Channels:
     )
 
 
+def _outlook(question: ChannelQuestion, simulator: Simulator, week: PromotionCalendar) -> Outlook:
+    """What the simulator expects of the user in a week, before coupons and messages."""
+    coefficients = simulator.coefficients(week)
+    people = simulator.people(question.history, question.embedding, coefficients)
+    deals = DealMemory.none(1)
+    found = simulator.outlook(people, question.history, question.embedding, deals, coefficients, pull=True)
+    # In arrays of its own: another outlook of the same simulator may follow before this one is read.
+    return found.rows(torch.zeros(1, dtype=torch.int64))
+
+
 def _expect(question: ChannelQuestion, simulator: Simulator, offer: int | None) -> Expectation:
     """The week's expectation if an offer of the catalogue is sent, or none."""
     offers, week = question.catalogue.tensors(), question.this_week
-    utilities = simulator.utilities(question.history, question.embedding, week)
+    outlook = _outlook(question, simulator, week)
     coupons, message = HeldCoupons.none(1), torch.zeros(1, dtype=torch.bool)
     if offer is not None:
         message = offers.message[offer].reshape(1)
         if offers.coupon[offer]:
+            slot = int(offers.slot[offer])
+            covered = (
+                _slots(outlook.purchase_logit, question.catalogue)[slot] if slot >= 0 else torch.tensor(-1)
+            )
             coupons = HeldCoupons(
-                category=_slots(utilities.purchase, question.catalogue)[offers.slot[offer]].reshape(1),
+                category=covered.reshape(1),
                 depth=offers.depth[offer].reshape(1),
+                min_spend=offers.min_spend[offer].reshape(1),
                 max_discount=offers.max_discount[offer].reshape(1),
                 liability=offers.liability[offer].reshape(1),
                 weeks_left=offers.validity_weeks[offer].reshape(1),
             )
-    notice = simulator.notice_probability(question.history, question.embedding)
-    rested = torch.zeros(1)
-    return simulator.expectation(utilities, week.depth, notice, message, rested, coupons)
+    terms = simulator.held_terms(outlook, week.depth, coupons)
+    return simulator.expectation(outlook, terms, message, torch.zeros(1), coupons.held)
 
 
 def _slots(purchase_logit: torch.Tensor, catalogue: Catalogue) -> torch.Tensor:
@@ -168,11 +183,10 @@ def _best_offers(
     """The best coupon and the best push message of the catalogue, where it has any."""
     central = simulators["margin"]
     offers = question.catalogue.tensors()
-    utilities = central.utilities(question.history, question.embedding, question.this_week)
-    slots = _slots(utilities.purchase, question.catalogue)
+    slots = _slots(_outlook(question, central, question.this_week).purchase_logit, question.catalogue)
     found: dict[str, tuple[float, ChannelEffect]] = {}
     for k, offer in enumerate(question.catalogue.offers):
-        if not offers.message[k]:
+        if offer.kind is OfferKind.NONE:
             continue
         coupon = bool(offers.coupon[k])
         channel = "coupon" if coupon else "push message"
@@ -183,7 +197,7 @@ def _best_offers(
         cost = float(_expect(question, central, k).discount + to_currency(offers.delivery_cost[k]))
         effect = ChannelEffect(
             channel=channel,
-            what=f"{offer.name}: {question.words[int(slots[offers.slot[k]])]}" if coupon else offer.name,
+            what=f"{offer.name}: {question.words[int(slots[offer.slot - 1])]}" if offer.slot else offer.name,
             cost=cost,
             basis=_coupon_basis(question.sources)
             if coupon
@@ -212,14 +226,13 @@ def _best_category(
     highest: torch.Tensor = getattr(question.calendar, column)[: question.week].amax(dim=0)
     if not highest.any():
         return []
-    logits = [
-        simulator.utilities(
-            question.history, question.embedding, replace(question.this_week, **{column: share})
-        )
+    off, on = (
+        _outlook(question, simulator, replace(question.this_week, **{column: share}))
         for share in (torch.zeros_like(highest), highest)
-    ]
-    off, on = (torch.sigmoid(utilities.purchase) for utilities in logits)
-    gain = nothing.visit[:, None] * (on - off) * simulator.expected_spend(logits[0])
+    )
+    log_spend = off.log_spend_user[:, None] + off.log_spend_category
+    spend = torch.exp(log_spend) * simulator.heads.expected_spend_factor
+    gain = nothing.visit[:, None] * (on.purchase - off.purchase) * spend
     # As with a coupon, what is bought on promotion brings no spend in other categories with it.
     margin = simulator.margin_of_spend(torch.zeros(1), gain[0])
     best = int(margin.argmax())

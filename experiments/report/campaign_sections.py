@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.report.canvas import INK, LINE_COLOURS, MARKERS
-from experiments.report.page import Column, Plot, Section, Table
+from experiments.report.page import Block, Column, Plot, Section, Table
 from experiments.report.plots import (
     Line,
     LinePanel,
@@ -208,7 +208,40 @@ def offers_section(results: Results) -> Section | None:
         for (m, name), group in shares.items()
     ]
     table = Table("offers", "Share of user-weeks in which each offer was sent", columns, rows)
-    return Section("offers", "What was sent", "", [[plot], [table]])
+    return Section("offers", "What was sent", "", [[plot], [table], *_truth_blocks(results)])
+
+
+def _truth_blocks(results: Results) -> list[Block]:
+    """What each offer does to visits, as the simulators know it and a shop cannot."""
+    found = [
+        row for row in rows_in(results, "counterfactual") if text_in(row, "offer").lower() not in NOTHING
+    ]
+    if not found:
+        return []
+    money = Currency.of_results(results)
+    types = ("persuadable", "sure_thing", "lost_cause", "sleeping_dog")
+    columns = [
+        Column("offer", words=True),
+        *(Column(readable(name)) for name in types),
+        Column("margin it adds"),
+        Column("what it costs"),
+    ]
+    rows = [
+        [
+            text_in(row, "offer"),
+            *(percent(number_in(row, name), 1) for name in types),
+            money.amount(number_in(row, "uplift"), 3, sign=True),
+            money.amount(number_in(row, "cost"), 3),
+        ]
+        for row in found
+    ]
+    caption = (
+        "The truth of the simulators: users by what an offer does to their visit of the week (persuadable: "
+        "comes because of it; sure thing: comes anyway; lost cause: comes in neither case; sleeping dog: "
+        "stays away because of it), and its expected margin and cost in that week, "
+        f"{money.unit} per user"
+    )
+    return [[Table("counterfactual", caption, columns, rows)]]
 
 
 def _offers_finding(name: str, shares: Mapping[str, float], nothing: set[str]) -> str:

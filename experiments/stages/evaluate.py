@@ -21,10 +21,12 @@ from agents.rollout import (
     LoggedWeek,
     control_margin,
     log_campaign,
+    open_campaign,
     play,
     value_at_prices,
 )
-from envs.campaign import MarketSpec
+from envs.campaign import UNLIMITED_BUDGET, MarketSpec
+from envs.counterfactual import ResponseTypes, response_surface
 from experiments.artifacts import (
     POLICY_FILE,
     POLICY_SHAPE_FILE,
@@ -121,6 +123,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     return {
         **compared,
         "sensitivity": sensitivity,
+        "counterfactual": _counterfactual(market, settings),
         **_off_policy(ctx, market, policies, myopic, settings, path),
     }
 
@@ -289,6 +292,23 @@ def _sensitivity(
             "baseline_margin": baseline,
             "n_users": n_users,
         }
+    ]
+
+
+def _counterfactual(market: MarketSpec, settings: Sequence[CampaignSetting]) -> list[dict[str, Any]]:
+    """What each offer does in a campaign's first week, as the judge worlds know it: mean over campaigns."""
+    totals: dict[str, list[list[float]]] = {offer.name: [] for offer in market.catalogue.offers}
+    for setting in settings:
+        surface = response_surface(open_campaign(market, setting, UNLIMITED_BUDGET))
+        for k, found in enumerate(totals.values()):
+            shares = ResponseTypes.of(surface.visit[:, 0], surface.visit[:, k]).shares()
+            found.append(
+                [*shares.values(), float(surface.uplift[:, k].mean()), float(surface.cost[:, k].mean())]
+            )
+    names = ("persuadable", "sure_thing", "lost_cause", "sleeping_dog", "uplift", "cost")
+    return [
+        {"offer": offer} | dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
+        for offer, found in totals.items()
     ]
 
 

@@ -10,24 +10,28 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from encoders.basket import set_basket_loadings
+from encoders.basket_ties import set_basket_ties
 from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model, special_token_id, tokenize
-from encoders.calibration import calibrate, fit_redemption, set_basket_correlation
+from encoders.calibration import calibrate, calibrate_amounts, fit_redemption
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
 from encoders.finetuning import FineTuningConfig, FineTuningReport, fine_tune
 from encoders.habits import HabitReader
 from encoders.heads_fit import HeadPriors, fit_heads
 from encoders.panel import Panel
+from encoders.predicted_visits import PredictedVisits
 from encoders.purchase_fit import SWEEPS
 from encoders.response import ResponseHeads
 from encoders.response_data import AnchorTexts, ResponseData, UserWeeks, anchor_texts, training_anchors
 from encoders.text_batches import TextBatches
-from encoders.user_text import SEASON_WEEKS, UserTextStyle, category_texts
+from encoders.user_encoder import UserEncoder
+from encoders.user_text import SEASON_WEEKS, UserTextStyle, UserTextWriter, category_texts
+from encoders.week_shocks import set_week_deviations
 from envs.assumptions import AssumedResponse
 from experiments.artifacts import (
     BERT_FOLDER,
     EMBEDDINGS_FILE,
-    ENCODER_FILE,
     HABITS_FILE,
     HEADS_FILE,
     NO_TEXT_FILE,
@@ -40,6 +44,7 @@ from experiments.artifacts import (
     save_arrays,
     save_module,
     save_simulators,
+    save_user_encoder,
 )
 from experiments.parameter_table import assumed_parameters, fitted_parameters
 from experiments.stage import Stage, StageContext, StageError
@@ -69,6 +74,7 @@ class _Texts:
             self.tune = written(tune, split.tune_end)
             self.report = written(report, split.report_end)
             bar.advance()
+        self.writer = UserTextWriter.of_panel(panel, style)
         self.start_weeks = [anchor - 1 for anchor in (*train, *tune, *report)]
         """0-based weeks at which users are embedded."""
 
@@ -99,7 +105,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     _finish(heads, data, starts, embeddings, redemptions, labelled)
     _finish(without_text, data, starts, no_embeddings, redemptions, labelled)
 
-    save_module(encoder, ctx.folder / ENCODER_FILE)
+    precision = ctx.config.encoder.precision
+    save_user_encoder(
+        ctx.folder,
+        UserEncoder(texts.writer, tokenizer, encoder, ctx.config.text.max_tokens, precision),  # type: ignore[arg-type]
+    )
     save_module(heads, ctx.folder / HEADS_FILE)
     save_module(without_text, ctx.folder / NO_TEXT_FILE)
     save_arrays(ctx.folder / EMBEDDINGS_FILE, start_week=np.array(starts), embedding=embeddings.numpy())
@@ -284,11 +294,16 @@ def _finish(
     redemptions: Redemptions,
     user_weight: torch.Tensor | None = None,
 ) -> None:
-    """Calibrate on the tuning weeks, set the basket effect, fit redemption; on weighted users if given."""
+    """Calibrate on the tuning weeks, fit what goes together, and redemption; on weighted users if given."""
     split = data.panel.split
     tune = UserWeeks.of_weeks(range(split.train_end, split.tune_end), starts, embeddings, user_weight)
     calibrate(heads, data, tune)
-    set_basket_correlation(heads, data, tune)
+    calibrate_amounts(heads, PredictedVisits.of_rows(heads, data, tune))
+    seen = UserWeeks.of_weeks(range(starts[0], split.tune_end), starts, embeddings, user_weight)
+    visits = PredictedVisits.of_rows(heads, data, seen)
+    set_basket_loadings(heads, visits)
+    set_basket_ties(heads, visits)
+    set_week_deviations(heads, data, seen, visits)
     if user_weight is not None:
         # Each row as often as its user was drawn.
         repeats = user_weight.long().numpy()[redemptions["user"]]

@@ -35,7 +35,7 @@ def offered_prices(parts: MarketParts) -> tuple[PriceRange, float]:
         start=0,
         users=torch.arange(parts.market.population.n_users, device=parts.train_users.device),
         budget=UNLIMITED_BUDGET,
-        generator=torch.Generator(device=parts.market.population.embeddings.device).manual_seed(0),
+        seed=0,
     )
     prediction = campaign.prediction
     scale = float(prediction.uplift[:, 1:].abs().mean())

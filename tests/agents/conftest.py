@@ -32,9 +32,7 @@ def market_rows(market: MarketSpec, n_weeks: int = 4) -> Rows:
     """Observations of a few weeks in which random offers were sent, at many dual prices."""
     generator = torch.Generator().manual_seed(0)
     n = market.population.n_users
-    running = Campaign(
-        market, market.predictor, start=0, users=torch.arange(n), budget=1e5, generator=generator
-    )
+    running = Campaign(market, market.predictor, start=0, users=torch.arange(n), budget=1e5, seed=0)
     rows = []
     for _ in range(n_weeks):
         rows.append(running.observation(torch.exp(torch.empty(n).uniform_(-5, 3, generator=generator))))

@@ -15,6 +15,7 @@ from agents.decide import DECIDE_BATCH, decide_file
 from agents.offer_network import OfferNetwork
 from agents.serving import BundleError, CouponPolicy, DecisionInputError
 from envs.campaign import MarketSpec
+from envs.offers import Catalogue
 
 Rows = npt.NDArray[np.float32]
 
@@ -251,7 +252,7 @@ def test_a_bad_column_is_named(
 ) -> None:
     columns = table(policy, rows[:2])
     if column == "allowed_0":
-        columns |= {f"allowed_{k}": np.zeros(2) for k in range(8)}
+        columns |= {f"allowed_{k}": np.zeros(2) for k in range(len(Catalogue.built_in()))}
     columns[column] = values
     refused(
         folder, write(tmp_path / "users.parquet", columns), DecisionInputError, rf"users\.parquet: .*{match}"

@@ -18,6 +18,9 @@ from agents.serving import CouponPolicy
 from encoders.bert import TextEncoder, new_pretraining_model
 from envs.campaign import MarketSpec
 from envs.observation import LOG_DUAL_PRICE
+from envs.offers import Catalogue
+
+K = len(Catalogue.built_in())
 
 Rows = npt.NDArray[np.float32]
 
@@ -39,13 +42,13 @@ def wild_rows(layout_width: int, logged: Rows, n: int) -> Rows:
     edge = n // 10
     out[-edge:] = rng.choice([0.0, -0.0, 1e-38, 1.0, -1.0, 1e6, -1e6], size=(edge, layout_width))
     out[:, LOG_DUAL_PRICE] = rng.uniform(-20, 20, n)
-    out[:, -8:] = rng.random((n, 8)) < 0.5
-    out[:, -8] = 1.0
+    out[:, -K:] = rng.random((n, K)) < 0.5
+    out[:, -K] = 1.0
     return out.astype(np.float32)
 
 
 def reference(network: OfferNetwork, rows: Rows) -> Rows:
-    mask = torch.from_numpy(rows[:, -8:] > 0.5)
+    mask = torch.from_numpy(rows[:, -K:] > 0.5)
     out: Rows = LearnedPolicy(network).probabilities(torch.from_numpy(rows), mask).numpy()
     return out
 
@@ -59,7 +62,7 @@ def test_the_served_policy_is_the_trained_one(exported: Exported, rows: Rows) ->
     clear = ordered[:, -1] - ordered[:, -2] > 1e-5
     assert clear.mean() > 0.5
     assert np.array_equal(served.argmax(axis=1)[clear], trained.argmax(axis=1)[clear])
-    assert (served[wild[:, -8:] <= 0.5] == 0).all()
+    assert (served[wild[:, -K:] <= 0.5] == 0).all()
     np.testing.assert_allclose(served.sum(axis=1), 1.0, atol=1e-5)
     difference, agree = policy_parity(exported.network, exported.folder, wild)
     assert difference == pytest.approx(float(np.abs(served - trained).max()))
@@ -71,7 +74,7 @@ def test_parity_does_not_depend_on_the_number_of_rows(exported: Exported, rows: 
     together = policy.probabilities(rows)
     for n in (1, 2, 3, 7):
         np.testing.assert_allclose(policy.probabilities(rows[:n]), together[:n], atol=1e-6)
-    assert policy.probabilities(rows[:0]).shape == (0, 8)
+    assert policy.probabilities(rows[:0]).shape == (0, K)
 
 
 def test_parity_tells_another_policy_apart(exported: Exported, rows: Rows) -> None:
@@ -89,7 +92,7 @@ def test_a_tie_broken_by_rounding_is_no_difference(
 ) -> None:
     # Offers alike in everything are tied: which of them comes first is a matter of rounding, in any runtime.
     tied = rows.copy()
-    tied[:, -32:-8] = 0.0
+    tied[:, -32:-K] = 0.0
     plain = CouponPolicy.probabilities
 
     def rounded(policy: CouponPolicy, observation: Rows) -> Rows:

@@ -16,8 +16,10 @@ from agents.ppo import OfferActorCritic
 from envs.campaign import Campaign
 from envs.demo_market import demo_market
 from envs.observation import LOG_DUAL_PRICE, OFFER_FEATURES
+from envs.offers import Catalogue
 
-N, K, HIDDEN = 30, 8, 16
+N, HIDDEN = 30, 16
+K = len(Catalogue.built_in())
 SHAPE = OfferNetworkShape(4, K, HIDDEN)
 
 
@@ -30,7 +32,7 @@ def observations(seed: int = 0, price: float = 0.05) -> tuple[torch.Tensor, torc
         start=0,
         users=torch.arange(N),
         budget=1e6,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
     )
     running.step(torch.where(running.mask[:, 3], 3, 0))
     return running.observation(torch.linspace(price / 3, price * 3, N)), running.mask
@@ -70,7 +72,7 @@ def test_scaling_by_hand() -> None:
     varied = context.std(dim=0) > 1e-3
     assert normal[:, varied].mean(dim=0).abs().max() < 1e-3
     assert normal.abs().max() <= 10
-    with pytest.raises(ValueError, match="8 offers, but the network scores 3"):
+    with pytest.raises(ValueError, match=f"{K} offers, but the network scores 3"):
         OfferNetwork(OfferNetworkShape(4, 3, HIDDEN)).set_scale(rows, offers)
     # Everything needed to serve is in the state: nothing is left outside at export.
     copy = OfferNetwork(SHAPE)

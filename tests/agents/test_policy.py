@@ -21,8 +21,9 @@ from agents.policy import (
 )
 from envs.demo_market import demo_market
 from envs.observation import LOG_DUAL_PRICE, ObservationLayout
+from envs.offers import Catalogue
 
-K = 8
+K = len(Catalogue.built_in())
 LAYOUT = ObservationLayout(4, K)
 SEEDS = st.integers(0, 2**31)
 

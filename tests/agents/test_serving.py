@@ -60,7 +60,7 @@ def test_offers_come_as_often_as_their_propensity(policy: CouponPolicy, rows: Ro
     n = 50_000
     decided = policy.decide(np.repeat(rows[flat : flat + 1], n, axis=0), rng=np.random.default_rng(3))
     p = probabilities[flat].astype(np.float64)
-    counts = np.bincount(decided.offer, minlength=8)
+    counts = np.bincount(decided.offer, minlength=len(policy.offers))
     possible = p > 1e-3
     assert possible.sum() > 2
     expected = counts[possible].sum() * p[possible] / p[possible].sum()
@@ -84,7 +84,7 @@ class NearOne:
 
 def test_even_the_largest_uniform_draws_a_possible_offer(policy: CouponPolicy, rows: Rows) -> None:
     masked = rows.copy()
-    masked[:, -4:] = 0.0
+    masked[:, 4 - len(policy.offers) :] = 0.0
     decided = policy.decide(masked, rng=NearOne())  # type: ignore[arg-type]
     assert (decided.propensity > 0).all()
     assert (decided.offer < 4).all()
@@ -116,7 +116,7 @@ def test_a_user_to_whom_nothing_may_be_sent_not_even_nothing_is_an_error(
     policy: CouponPolicy, rows: Rows
 ) -> None:
     bad = rows.copy()
-    bad[11, -8:] = 0.0
+    bad[11, -len(policy.offers) :] = 0.0
     with pytest.raises(DecisionInputError, match=r"row 11: .*allowed"):
         policy.decide(bad, rng=np.random.default_rng(0))
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import datetime
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from encoders.calendar import PromotionCalendar
+from encoders.calendar import PromotionCalendar, month_start
 from encoders.panel import Panel
 
 
@@ -62,3 +63,29 @@ def test_weeks_selects_rows(panel: Panel) -> None:
         torch.testing.assert_close(getattr(calendar.weeks(index), f.name), getattr(calendar, f.name)[index])
     assert calendar.n_weeks == panel.n_weeks
     np.testing.assert_array_equal(calendar.depth.numpy(), panel.promotion_depth)
+
+
+def test_month_start_by_hand() -> None:
+    """Complete Journey's first weeks: from Monday 26 December 2016."""
+    found = month_start(datetime.date(2016, 12, 26), 11)
+    # Week 1 holds 1 January, week 2 the 2nd to the 7th; weeks 6 and 7 hold 1 to 5 and 6 to 7 February.
+    assert [round(7 * share) for share in found.tolist()] == [1, 6, 0, 0, 0, 5, 2, 0, 0, 5, 2]
+    # A month has seven such days, wherever its weeks begin.
+    assert float(7 * month_start(datetime.date(2017, 1, 1), 52).sum()) == pytest.approx(84, abs=1e-4)
+    assert month_start(datetime.date(2018, 10, 1), 1).tolist() == [1.0]
+
+
+def test_the_panels_first_day_dates_the_weeks(panel: Panel) -> None:
+    later = replace(panel, first_day=panel.first_day + datetime.timedelta(weeks=3))
+    found = [PromotionCalendar.of_panel(each).month_start for each in (panel, later)]
+    torch.testing.assert_close(found[0][3:], found[1][:-3])
+
+
+def test_held_trends_are_those_known_at_the_start(panel: Panel) -> None:
+    calendar = PromotionCalendar.of_panel(panel)
+    held = calendar.with_trends_held(12)
+    for f in fields(PromotionCalendar):
+        before, after = getattr(calendar, f.name), getattr(held, f.name)
+        torch.testing.assert_close(after[:13], before[:13])
+        expected = before[12].expand_as(before[13:]) if f.name.endswith("trend") else before[13:]
+        torch.testing.assert_close(after[13:], expected)

@@ -9,17 +9,19 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import norm
 
+from encoders.basket import set_basket_loadings
 from encoders.calibration import (
     LEAST_SLOPE,
     REDEMPTION_RIDGE,
     calibrate,
+    calibrate_amounts,
     category_shifts,
     fit_redemption,
     linear_predictors,
     platt_scaling,
-    set_basket_correlation,
 )
 from encoders.panel import Panel
+from encoders.predicted_visits import PredictedVisits
 from encoders.response import ResponseHeads, taste_weight
 from encoders.response_data import ResponseData, UserWeeks
 
@@ -211,21 +213,49 @@ def test_calibration_twice_changes_nothing(make_panel: MakePanel) -> None:
     torch.testing.assert_close(heads.calibration[1], once[1], rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("correlation", [0.05, 0.15, 0.35])
-def test_the_basket_correlation_is_recovered(make_panel: MakePanel, correlation: float) -> None:
-    data = simulated(make_panel, 1200, correlation, 3)
-    rows, heads = all_weeks(data), true_heads()
-    set_basket_correlation(heads, data, rows)
-    # Monte Carlo error is about 3%; the rest is the second term of the tetrachoric series.
-    assert float(heads.basket_correlation) == pytest.approx(correlation, rel=0.15)
-    assert float(heads.other_spend_ratio) == pytest.approx(0.3, abs=1e-5)
+def amounts(make_panel: MakePanel, seed: int) -> tuple[ResponseData, ResponseHeads]:
+    """1 + Geometric(mean 0.9) trips, lognormal spend, and half as much again outside the categories."""
+    data = simulated(make_panel, 900, 0.1, seed)
+    rng, panel = np.random.default_rng(seed + 100), data.panel
+    further = rng.geometric(1 / 1.9, panel.visited.shape) - 1
+    spend = panel.bought * rng.lognormal(1.2, 0.5, panel.bought.shape)
+    panel = replace(
+        panel,
+        trips=(panel.visited * (1 + further)).clip(max=255).astype(np.uint8),
+        category_spend=spend.astype(np.float32),
+        basket_spend=(1.5 * spend.sum(axis=2)).astype(np.float32),
+    )
+    heads = true_heads()
+    with torch.no_grad():
+        heads.spend_log_deviation.fill_(float(np.log(0.5)))
+    return ResponseData.of_panel(panel), heads
 
 
-def test_independent_purchases_have_no_basket_correlation(make_panel: MakePanel) -> None:
-    data = simulated(make_panel, 1200, 0.0, 3)
-    rows, heads = all_weeks(data), true_heads()
-    set_basket_correlation(heads, data, rows)
-    assert 0.0 <= float(heads.basket_correlation) < 0.01
+def test_levels_of_trips_and_spend_that_are_off_are_set_right(make_panel: MakePanel) -> None:
+    data, heads = amounts(make_panel, 7)
+    rows = all_weeks(data)
+    with torch.no_grad():
+        heads.trips_bias.fill_(float(np.log(0.6)))
+        heads.spend_level.fill_(0.9)
+    calibrate_amounts(heads, PredictedVisits.of_rows(heads, data, rows))
+    # The cap at seven trips takes nothing from the level: it is allowed for on both sides.
+    assert float(heads.trips_bias.detach().exp()) == pytest.approx(0.9, rel=0.03)
+    np.testing.assert_allclose(heads.spend_level.detach(), 1.2, atol=0.01)
+    assert float(heads.other_spend_ratio) == pytest.approx(0.5, abs=1e-5)
+    visits = PredictedVisits.of_rows(heads, data, rows)
+    assert float(visits.expected_spend.sum()) == pytest.approx(float(visits.modelled_spend.sum()), rel=1e-4)
+    once = heads.trips_bias.clone(), heads.spend_level.clone()
+    calibrate_amounts(heads, visits)
+    torch.testing.assert_close((heads.trips_bias, heads.spend_level), once, rtol=0, atol=1e-4)
+
+
+def test_amounts_of_no_visits_stay_where_they_are(make_panel: MakePanel) -> None:
+    data, heads = amounts(make_panel, 7)
+    rows = all_weeks(data)
+    start = heads.trips_bias.clone(), heads.spend_level.clone()
+    none = rows.where(torch.arange(0))
+    calibrate_amounts(heads, PredictedVisits.of_rows(heads, data, none))
+    torch.testing.assert_close((heads.trips_bias, heads.spend_level), start, rtol=0, atol=0)
 
 
 def test_a_row_of_weight_two_is_the_row_given_twice(make_panel: MakePanel) -> None:
@@ -239,10 +269,17 @@ def test_a_row_of_weight_two_is_the_row_given_twice(make_panel: MakePanel) -> No
         heads = true_heads()
         heads.calibration[1] = torch.tensor([0.7, 0.4])
         calibrate(heads, data, rows)
-        set_basket_correlation(heads, data, rows)
-        results.append(torch.cat([heads.calibration.flatten(), heads.basket_correlation[None]]))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert float((results[0] - results[2]).abs().max()) > 1e-3
+        visits = PredictedVisits.of_rows(heads, data, rows)
+        calibrate_amounts(heads, visits)
+        set_basket_loadings(heads, visits)
+        correlation = (heads.basket_loadings @ heads.basket_loadings.T).flatten()
+        levels = torch.stack([heads.trips_bias, heads.other_spend_ratio])
+        results.append(torch.cat([heads.calibration.flatten(), levels, correlation]))
+    n_levels = len(heads.calibration.flatten()) + 2
+    torch.testing.assert_close(results[0][:n_levels], results[1][:n_levels], rtol=1e-4, atol=1e-5)
+    # A user drawn twice tells no more of a pair than once: only the pairs' weights differ.
+    torch.testing.assert_close(results[0][n_levels:], results[1][n_levels:], rtol=0, atol=0.01)
+    assert float((results[0] - results[2]).detach().abs().max()) > 1e-3
 
 
 def test_redemption_is_the_ridge_optimum(make_panel: MakePanel) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import BertForPreTraining
 
 from encoders.bert import TextEncoder
-from encoders.embedding import embed_tokens, token_budget_batches
+from encoders.embedding import embed_tokens, equal_length_batches, token_budget_batches
 from encoders.embedding_cache import EmbeddingCache
 from encoders.quantisation import Precision
 
@@ -66,6 +66,44 @@ def test_embeddings_do_not_depend_on_the_batching(make_bert: MakeBert, budget: i
         with torch.no_grad():
             alone = encoder(ids, torch.ones_like(ids))
         torch.testing.assert_close(embeddings[row], alone[0], rtol=0, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 8))
+def test_batches_of_equal_length_hold_every_text_once(lengths: list[int], rows: int) -> None:
+    batches = equal_length_batches(np.array(lengths, dtype=np.int64), rows)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
+    alike = [[lengths[i] for i in batch] for batch in batches]
+    assert all(len(set(batch)) <= 1 for batch in alike)
+    assert sorted((batch[0] for batch in alike if batch), reverse=True) == [b[0] for b in alike if b]
+    # As few batches as can be.
+    assert sum(map(bool, alike)) == sum(-(-lengths.count(length) // rows) for length in set(lengths))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_batches_of_one_shape_a_text_s_company_changes_no_bit(
+    make_bert: MakeBert, precision: Precision
+) -> None:
+    encoder = CountingEncoder(make_bert().bert, 5)
+    tokens = random_tokens(45)
+
+    def embed(chosen: list[int]) -> torch.Tensor:
+        return embed_tokens(encoder, [tokens[k] for k in chosen], padding_id=0, precision=precision, rows=16)
+
+    everyone = embed(list(range(45)))
+    if precision == "fp32":
+        short = sum(len(sequence) < 16 for sequence in tokens)
+        assert encoder.shapes == [(16, 32)] * -(-(45 - short) // 16) + [(16, 16)] * -(-short // 16)
+    for chosen in ([0], [44, 7, 7, 30], list(range(0, 45, 2)), list(range(44, -1, -1))):
+        assert torch.equal(embed(chosen), everyone[chosen])
+    torch.testing.assert_close(
+        everyone, embed_tokens(encoder, tokens, padding_id=0, precision="fp32"), rtol=0, atol=3e-2
+    )
+
+
+def test_a_batch_of_one_shape_that_does_not_fit_is_not_halved(make_bert: MakeBert) -> None:
+    encoder = CountingEncoder(make_bert().bert, 5, room=100)
+    with pytest.raises(torch.OutOfMemoryError):
+        embed_tokens(encoder, random_tokens(9), padding_id=0, precision="fp32", rows=8)
 
 
 def test_padding_reaches_a_multiple_of_sixteen_but_no_position_that_the_encoder_lacks(

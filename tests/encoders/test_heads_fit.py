@@ -101,7 +101,7 @@ def test_visits_trips_and_spend_are_recovered() -> None:
     data, heads, _ = promoted()
     rows = train_weeks(data)
     state = data.tape.before(rows.week, rows.user)
-    visit = torch.sigmoid(heads.visit_logit(state, data.calendar.visit_trend[rows.week]))
+    visit = torch.sigmoid(heads.visit_logit(state, data.calendar.weeks(rows.week)))
     visited = data.visited[rows.week, rows.user]
     # With an intercept the fit reproduces the mean; and nothing depends on the past.
     assert float(visit.mean()) == pytest.approx(float(visited.float().mean()), abs=1e-4)
@@ -161,6 +161,7 @@ def penalised_likelihood(
             heads.purchase_user,
             heads.purchase_rate_user,
             heads.purchase_trend[:, None],
+            heads.purchase_month_start[:, None],
             heads.display_effect[:, None],
             heads.mailer_effect[:, None],
             heads.depth_level[:, None],
@@ -186,7 +187,7 @@ def test_the_gradient_of_the_penalised_likelihood_vanishes(embedding: int) -> No
     loss = penalised_likelihood(heads, data, rows, priors)
     loss.backward()
     names = [
-        *("purchase_bias", "purchase_features", "purchase_user", "purchase_trend"),
+        *("purchase_bias", "purchase_features", "purchase_user", "purchase_trend", "purchase_month_start"),
         "purchase_rate_user",
         *("display_effect", "mailer_effect", "depth_level"),
         *(["match_weight", "purchase_embedding", "depth_embedding"] if embedding else []),
@@ -204,10 +205,11 @@ def test_visit_and_trips_are_at_their_optima(embedding: int) -> None:
     heads = heads.double().requires_grad_(True)
     state = double(data.tape.before(rows.week, rows.user))
     visited = data.visited[rows.week, rows.user]
-    trend = data.calendar.visit_trend[rows.week].double()
-    visit = heads.visit_logit(state, trend)
+    visit = heads.visit_logit(state, data.calendar.weeks(rows.week))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(visit, visited.double(), reduction="sum")
-    wide = torch.cat([heads.visit_bias[None], heads.visit_user, heads.visit_trend[None]])
+    wide = torch.cat(
+        [heads.visit_bias[None], heads.visit_user, heads.visit_trend[None], heads.visit_month_start[None]]
+    )
     loss = loss + 0.5 * (wide**2).sum() / WIDE_VARIANCE
     # A geometric likelihood of the further trips, with a standard normal prior.
     mean = heads.mean_further_trips(state)[visited]
@@ -215,7 +217,7 @@ def test_visit_and_trips_are_at_their_optima(embedding: int) -> None:
     loss = loss - ((trips - 1) * torch.log(mean / (1 + mean)) - torch.log1p(mean)).sum()
     loss = loss + 0.5 * (heads.trips_bias**2 + (heads.trips_features**2).sum())
     loss.backward()
-    names = ["visit_bias", "visit_user", "visit_trend", "trips_bias", "trips_features"]
+    names = ["visit_bias", "visit_user", "visit_trend", "visit_month_start", "trips_bias", "trips_features"]
     for name in names:
         assert float(getattr(heads, name).grad.abs().max()) < 5e-3, name
 
@@ -228,7 +230,8 @@ def test_spend_is_the_weighted_least_squares_solution(embedding: int) -> None:
     q, e = heads.user_terms(state)[row], rows.embedding[row]
     depth = data.calendar.depth[rows.week[row], category]
     dummies = torch.nn.functional.one_hot(category, heads.n_categories)
-    x = torch.cat([dummies, q, depth[:, None], e], dim=1).double()
+    month = data.calendar.month_start[rows.week[row]]
+    x = torch.cat([dummies, q, depth[:, None], month[:, None], e], dim=1).double()
     weight = 1 / heads.spend_deviation[category].double() ** 2
     precision = torch.zeros(x.shape[1]).double()
     precision[heads.n_categories :] = 1 / WIDE_VARIANCE
@@ -248,8 +251,8 @@ def test_spend_is_the_weighted_least_squares_solution(embedding: int) -> None:
 
 def test_the_fitted_prior_is_near_the_spread_of_the_categories() -> None:
     _, heads, priors = promoted()
-    # The depth's place is the third after the trend's; all categories are alike here.
-    place = trend_place(heads) + 3
+    # The depth's place is the fourth after the trend's; all categories are alike here.
+    place = trend_place(heads) + 4
     mean = float(torch.nn.functional.softplus(priors.purchase.category.mean[place])) / PROMOTION_UNIT
     assert mean == pytest.approx(3.0, abs=0.3)
 
@@ -293,7 +296,7 @@ def test_a_category_that_nobody_buys_stays_finite_and_at_the_prior() -> None:
     assert float(chance[:, 1].mean()) < 2e-3
     assert float(chance[:, 1].max()) < 0.15
     trend = trend_place(heads)
-    places = (trend + 1, trend + 2, trend + 3)
+    places = (trend + 2, trend + 3, trend + 4)
     found = (heads.display_effect[1], heads.mailer_effect[1], heads.depth_level[1])
     for value, place in zip(found, places, strict=True):
         mean, variance = priors.purchase.category.mean[place], priors.purchase.category.variance[place]
@@ -310,7 +313,7 @@ def test_a_promotion_that_does_not_vary_stays_at_the_prior(constant: float) -> N
     priors = fit_heads(heads, data, train_weeks(data))
     trend = trend_place(heads)
     found = (heads.display_effect[2], heads.mailer_effect[2], heads.depth_level[2])
-    for place, value in zip((trend + 1, trend + 2, trend + 3), found, strict=True):
+    for place, value in zip((trend + 2, trend + 3, trend + 4), found, strict=True):
         mean, variance = priors.purchase.category.mean[place], priors.purchase.category.variance[place]
         assert abs(float(value - mean)) < 0.1 * float(variance.sqrt())
 
@@ -349,7 +352,7 @@ def test_a_refit_with_given_priors_repeats_itself_and_ends_near_the_full_fit() -
 def test_calibration_and_redemption_are_left_alone() -> None:
     _, _, heads, _ = small(D)
     start = new_heads(small(D)[0], D)
-    for name in ("calibration", "basket_correlation", "other_spend_ratio", "category_match", "base_rate"):
+    for name in ("calibration", "basket_loadings", "other_spend_ratio", "category_match", "base_rate"):
         assert torch.equal(getattr(heads, name), getattr(start, name))
     for name, parameter in heads.named_parameters():
         if name.startswith("redemption"):

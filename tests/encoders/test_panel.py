@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,13 @@ def test_a_split_must_increase(ends: tuple[int, int, int]) -> None:
 
 
 def test_save_and_load_give_the_same_panel(panel: Panel, tmp_path: Path) -> None:
-    panel = replace(panel, first_week_of_year=27)
+    panel = replace(panel, first_day=datetime.date(2018, 7, 2))
     panel.save(tmp_path / "panel.npz")
     loaded = Panel.load(tmp_path / "panel.npz")
-    assert (loaded.split, loaded.first_week_of_year) == (panel.split, 27)
+    assert (loaded.split, loaded.first_day) == (panel.split, datetime.date(2018, 7, 2))
+    assert loaded.first_week_of_year == 27
     for name, value in content(panel).items():
-        if name not in ("split", "first_week_of_year"):
+        if name not in ("split", "first_day"):
             np.testing.assert_array_equal(getattr(loaded, name), value)
             assert getattr(loaded, name).dtype == value.dtype
     assert [path.name for path in tmp_path.iterdir()] == ["panel.npz"]
@@ -59,7 +61,7 @@ def test_a_panel_with_a_locked_week_is_refused(panel: Panel, weeks_off: int) -> 
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in fields(Panel) if f.name not in ("bought", "split", "first_week_of_year")]
+    "name", [f.name for f in fields(Panel) if f.name not in ("bought", "split", "first_day")]
 )
 def test_a_wrong_shape_is_named(panel: Panel, name: str) -> None:
     with pytest.raises(ValueError, match=rf"Panel\.{name} has shape"):

@@ -43,7 +43,8 @@ def random_state(seed: int) -> HistoryState:
     for _ in range(10):
         trips = torch.randint(0, 4, (N,), generator=generator)
         bought = (torch.rand(N, C, generator=generator) < 0.4) & (trips > 0)[:, None]
-        state = state.advance(trips, bought, 3.0 * bought.sum(dim=1))
+        nobody = torch.zeros(N, dtype=torch.bool)
+        state = state.advance(trips, bought, 3.0 * bought.sum(dim=1), coupon_used=nobody)
     return state
 
 
@@ -54,6 +55,7 @@ def one_week(depth: torch.Tensor) -> PromotionCalendar:
         mailer=torch.tensor([0.0, 0.2, 0.3]),
         category_trend=torch.tensor([0.1, -0.2, 0.0]),
         visit_trend=torch.tensor(0.05),
+        month_start=torch.tensor(0.7),
     )
 
 
@@ -103,7 +105,7 @@ def test_the_formula_term_by_term() -> None:
         g = (user_features(state)[i] - heads.user_mean) / heads.user_std
         q = user_terms_by_hand(g)
         visit = heads.visit_bias + torch.dot(heads.visit_user, q)
-        visit = visit + heads.visit_trend * calendar.visit_trend
+        visit = visit + heads.visit_trend * calendar.visit_trend + heads.visit_month_start * 0.7
         assert float(utilities.visit[i]) == pytest.approx(float(0.8 * visit - 0.1), abs=1e-4)
         for c in range(C):
             standard = (phi[i, c] - heads.category_mean) / heads.category_std
@@ -122,13 +124,14 @@ def test_the_formula_term_by_term() -> None:
                 + heads.display_effect[c] * calendar.display[c] / PROMOTION_UNIT
                 + heads.mailer_effect[c] * calendar.mailer[c] / PROMOTION_UNIT
                 + heads.purchase_trend[c] * calendar.category_trend[c]
+                + heads.purchase_month_start[c] * 0.7
             )
             assert float(utilities.purchase[i, c]) == pytest.approx(float(1.2 * purchase + 0.3), abs=1e-3)
             assert float(utilities.depth_slope[i, c]) == pytest.approx(float(1.2 * theta), rel=1e-4)
             spend = (
                 heads.spend_level[c] + torch.dot(heads.spend_user, q) + heads.spend_embedding @ embedding[i]
             )
-            spend = spend + heads.spend_depth * calendar.depth[c]
+            spend = spend + heads.spend_depth * calendar.depth[c] + heads.spend_month_start * 0.7
             assert float(utilities.log_spend[i, c]) == pytest.approx(float(spend), abs=1e-4)
 
 
@@ -137,7 +140,8 @@ def test_a_week_per_row_equals_row_by_row() -> None:
     embedding = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(3)
     depth, display, mailer, trend = torch.rand(4, N, C, generator=generator)
-    weeks = PromotionCalendar(depth, display, mailer, trend, visit_trend=torch.rand(N, generator=generator))
+    visit_trend, month_start = torch.rand(2, N, generator=generator)
+    weeks = PromotionCalendar(depth, display, mailer, trend, visit_trend, month_start)
     together = heads(state, embedding, weeks)
     for row in range(N):
         index = torch.tensor([row])
@@ -160,7 +164,7 @@ def test_the_start_is_close_to_each_users_own_rate() -> None:
         )
     )
     zero = torch.zeros(C)
-    calendar = PromotionCalendar(zero, zero, zero, zero, visit_trend=torch.zeros(()))
+    calendar = PromotionCalendar(zero, zero, zero, zero, torch.zeros(()), torch.zeros(()))
     utilities = heads(state, torch.zeros(N, 0), calendar)
     torch.testing.assert_close(utilities.visit, g[:, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(
@@ -187,7 +191,9 @@ def test_tastes_count_in_full_before_the_first_purchase_and_less_with_each() -> 
     state = HistoryState.empty(1, 2)
     base_rate = torch.tensor([0.25, 0.05])
     assert taste_weight(state, base_rate).tolist() == [[1.0, 1.0]]
-    state = state.advance(torch.tensor([1]), torch.tensor([[True, False]]), torch.tensor([3.0]))
+    purchase = torch.tensor([[True, False]])
+    no_coupon = torch.tensor([False])
+    state = state.advance(torch.tensor([1]), purchase, torch.tensor([3.0]), coupon_used=no_coupon)
     # Eight visits at a rate of a quarter are two purchases, against the one that was made.
     assert taste_weight(state, base_rate)[0].tolist() == pytest.approx([2 / 3, 1.0])
     # As in a beta posterior, to first order: how far its logit follows the prior's.

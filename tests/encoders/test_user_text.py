@@ -1,31 +1,42 @@
 from __future__ import annotations
 
+import datetime
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from encoders.history import HistoryState
+from encoders.history_tape import HistoryTape
 from encoders.panel import Panel
 from encoders.user_text import (
-    Past,
     UserTextStyle,
+    UserTextWriter,
     anchor_weeks,
     basket_text,
     category_texts,
     category_words,
     season_of_week,
-    user_text,
     user_texts,
 )
 from encoders.weeks import WeekSplit
 
 WORDS = ("milk", "bread", "wine", "soap")
 WEEKS = 12
-WITHOUT_DECAY = UserTextStyle(half_life_weeks=float("inf"))
+
+
+@dataclass(frozen=True)
+class Past:
+    """What one user did, oldest week first: bought [w, C], trips and coupons [w]."""
+
+    bought: np.ndarray
+    trips: list[int]
+    coupons: list[int]
 
 
 def past_of(bought: np.ndarray, trips: list[int] | None = None, coupons: list[int] | None = None) -> Past:
@@ -33,13 +44,33 @@ def past_of(bought: np.ndarray, trips: list[int] | None = None, coupons: list[in
     weeks = len(bought)
     return Past(
         bought.astype(np.bool_),
-        np.array([1] * weeks if trips is None else trips, dtype=np.uint8),
-        np.array([0] * weeks if coupons is None else coupons, dtype=np.bool_),
+        [1] * weeks if trips is None else trips,
+        [0] * weeks if coupons is None else coupons,
     )
 
 
-def text_of(past: Past, style: UserTextStyle = WITHOUT_DECAY, profile: str = "") -> str:
-    return user_text(profile, past, len(past.bought) + 1, WORDS, style)
+def state_of(past: Past) -> HistoryState:
+    """A state in which nothing has faded, as far as texts look at it."""
+    trips = torch.tensor(past.trips, dtype=torch.float32)
+    bought = torch.from_numpy(past.bought)
+    recent = sum(
+        (bought[len(bought) - k].to(torch.uint8) << (k - 1) for k in range(1, min(len(bought), 4) + 1)),
+        start=torch.zeros(bought.shape[1], dtype=torch.uint8),
+    )
+    return replace(
+        HistoryState.empty(1, bought.shape[1]),
+        category_slow=bought.sum(dim=0, keepdim=True).half(),
+        recent=recent[None],
+        visits_slow=(trips > 0).sum()[None].float(),
+        weeks_slow=torch.tensor([float(len(bought))]),
+        trips_slow=trips.sum()[None],
+        coupons_slow=torch.tensor([float(sum(past.coupons))]),
+    )
+
+
+def text_of(past: Past, style: UserTextStyle | None = None, profile: str = "") -> str:
+    writer = UserTextWriter((profile,), WORDS[: past.bought.shape[1]], style or UserTextStyle())
+    return writer.write(state_of(past), [0], len(past.bought) + 1)[0]
 
 
 def test_a_case_by_hand() -> None:
@@ -57,16 +88,17 @@ def test_a_case_by_hand() -> None:
 
 
 def test_the_past_fades() -> None:
-    # Bread eight weeks ago, wine last week, one visit each: rates 1/16 and 1 over the sum of both and one.
-    bought = np.zeros((9, 4))
-    bought[0, 1] = bought[8, 2] = 1
-    past = past_of(bought, trips=[1, 0, 0, 0, 0, 0, 0, 0, 1])
-    style = UserTextStyle(half_life_weeks=2.0)
-    assert text_of(past, style) == (
-        "spring . shops some weeks . coupons never . often wine . rarely bread . "
+    # Bread 32 weeks ago, two half-lives, and wine last week: rates 1/4 and 1 over the sum of both and one.
+    state = HistoryState.empty(1, 4)
+    for week in range(33):
+        visit = week in (0, 32)
+        bought = torch.tensor([[False, week == 0, week == 32, False]])
+        trips, spend = torch.tensor([int(visit)]), torch.tensor([float(visit)])
+        state = state.advance(trips, bought, spend, coupon_used=torch.tensor([week == 0]))
+    assert UserTextWriter(("",), WORDS, UserTextStyle()).write(state, [0], 34) == [
+        "summer . shops seldom . coupons sometimes . often wine . sometimes bread . "
         "last week wine . two weeks ago nothing"
-    )
-    assert "often bread , wine" in text_of(past)
+    ]
 
 
 def test_a_user_without_past_is_new() -> None:
@@ -79,6 +111,20 @@ def test_a_user_without_past_is_new() -> None:
 def test_a_first_visit_is_not_yet_a_habit() -> None:
     text = text_of(past_of(np.array([[1, 0, 0, 0]])))
     assert text == "winter . shops every week . coupons never . often milk . last week milk"
+
+
+def test_users_are_written_one_by_one() -> None:
+    pasts = [past_of(np.eye(4)[:w], coupons=[1] * w) for w in range(5)]
+    states = [state_of(past) for past in pasts]
+    together = HistoryState(
+        **{f.name: torch.cat([getattr(state, f.name) for state in states]) for f in fields(HistoryState)}
+    )
+    writer = UserTextWriter(("age 45", "", "age 20"), WORDS, UserTextStyle())
+    users = [2, 1, 0, 0, 1]
+    alone = [writer.write(state, [user], 9)[0] for state, user in zip(states, users, strict=True)]
+    assert writer.write(together, users, 9) == alone
+    assert [text.startswith("age 20") for text in alone] == [True, False, False, False, False]
+    assert writer.write(together.rows(torch.tensor([3, 3])), [1, 2], 9)[1].startswith("age 20 . ")
 
 
 @pytest.mark.parametrize(
@@ -174,10 +220,17 @@ def test_texts_of_a_panel(panel: Panel) -> None:
     assert category_texts(panel)[1] == "grocery : food cat 1"
     texts = user_texts(panel, 9, UserTextStyle())
     assert len(texts) == panel.n_users
-    past = Past(panel.bought[3, :8], panel.trips[3, :8], panel.coupon_used[3, :8])
-    assert texts[3] == user_text("age 35 , two adults", past, 9, category_words(panel), UserTextStyle())
+    state = HistoryTape.of_panel(panel).week(8)
+    writer = UserTextWriter(
+        tuple(panel.profiles), tuple(category_words(panel)), UserTextStyle(), panel.first_week_of_year
+    )
+    assert UserTextWriter.of_panel(panel, UserTextStyle()) == writer
+    assert texts[3] == writer.write(state.rows(torch.tensor([3])), [3], 9)[0]
+    assert texts[3].startswith("age 35 , two adults . ")
     assert texts[0].startswith(season_of_week(9))
-    assert user_texts(replace(panel, first_week_of_year=26), 9, UserTextStyle())[0].startswith("summer")
+    assert user_texts(replace(panel, first_day=datetime.date(2018, 6, 25)), 9, UserTextStyle())[0].startswith(
+        "summer"
+    )
 
 
 def test_basket_text_and_anchors() -> None:

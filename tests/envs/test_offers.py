@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from envs.offers import Catalogue, CatalogueError, Offer, OfferKind
+from envs.offers import Catalogue, CatalogueError, Channel, FrequencyCap, Offer, OfferKind
 
 NOTHING: dict[str, Any] = {"name": "no offer", "kind": "none"}
 COUPON: dict[str, Any] = {
@@ -17,6 +17,15 @@ COUPON: dict[str, Any] = {
     "max_discount": 0.6,
     "validity_weeks": 2,
     "delivery_cost": 0.02,
+}
+
+
+THRESHOLD: dict[str, Any] = {
+    "name": "t",
+    "kind": "threshold",
+    "min_spend": 40.0,
+    "max_discount": 2.0,
+    "validity_weeks": 2,
 }
 
 
@@ -45,11 +54,29 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (COUPON | {"slot": True}, "offer 'c': slot has the wrong type: True"),
     (COUPON | {"depth": "20%"}, "offer 'c': depth has the wrong type: '20%'"),
     (COUPON | {"name": 3}, "offer 3: name has the wrong type: 3"),
-    (COUPON | {"kind": "gift"}, "offer 'c': kind must be one of none, push, percent, got 'gift'"),
+    (COUPON | {"kind": "gift"}, "offer 'c': kind must be one of none, push, percent, threshold, got 'gift'"),
     (without(COUPON, "name"), "offer 'number 2': name is missing"),
     (without(COUPON, "kind"), "offer 'c': kind is missing"),
-    ({"name": "p", "kind": "push", "depth": 0.1}, "offer 'p': only a percent coupon has slot, depth"),
-    ({"name": "p", "kind": "push", "validity_weeks": 1}, "offer 'p': only a percent coupon has"),
+    ({"name": "p", "kind": "push", "depth": 0.1}, "offer 'p': only a percent coupon has slot or depth"),
+    ({"name": "p", "kind": "push", "validity_weeks": 1}, "offer 'p': only a coupon has max_discount"),
+    ({"name": "p", "kind": "push", "min_spend": 5.0}, "offer 'p': only a threshold coupon has min_spend"),
+    ({"name": "p", "kind": "push", "channel": "mail"}, "offer 'p': only a coupon can come by mail"),
+    (COUPON | {"channel": "fax"}, "offer 'c': channel must be one of push, mail, got 'fax'"),
+    (COUPON | {"channel": 1}, "offer 'c': channel has the wrong type: 1"),
+    (COUPON | {"min_spend": 10.0}, "offer 'c': only a threshold coupon has min_spend"),
+    (
+        without(THRESHOLD, "min_spend"),
+        "offer 't': min_spend must be finite and at least",
+    ),
+    (
+        THRESHOLD | {"min_spend": 1.5},
+        "max_discount, got 1.5",
+    ),
+    (THRESHOLD | {"min_spend": float("inf")}, "offer 't': min_spend must be finite"),
+    (THRESHOLD | {"min_spend": float("nan")}, "offer 't': min_spend must be finite"),
+    (THRESHOLD | {"slot": 1}, "offer 't': only a percent coupon has slot or depth"),
+    (without(THRESHOLD, "max_discount"), "offer 't': max_discount must be"),
+    (without(THRESHOLD, "validity_weeks"), "offer 't': validity_weeks must be >= 1, got 0"),
     ({"name": "again", "kind": "none"}, "only one offer of a catalogue may be of kind 'none'"),
     ("c", "offer number 2 must be a table, got 'c'"),
 ]
@@ -61,15 +88,27 @@ def test_a_bad_row_gets_one_clear_message(row: Any, message: str) -> None:
         Catalogue.from_mapping({"offer": [NOTHING, row]})
 
 
+def capped(**cap: Any) -> dict[str, Any]:
+    return {"offer": [NOTHING], "frequency_cap": cap}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"offer": []}, "the first offer of a catalogue must be of kind 'none'"),
         ({"offer": [COUPON, NOTHING]}, "the first offer of a catalogue must be of kind 'none'"),
         ({"offer": [NOTHING | {"delivery_cost": 0.1}]}, "sending nothing cannot cost anything"),
-        ({"offer": NOTHING}, "expected [[offer]] tables and nothing else"),
-        ({"offer": [NOTHING], "title": "x"}, "expected [[offer]] tables and nothing else"),
-        ({}, "expected [[offer]] tables and nothing else"),
+        ({"offer": NOTHING}, "expected [[offer]] tables, perhaps a [frequency_cap], and nothing else"),
+        ({"offer": [NOTHING], "title": "x"}, "expected [[offer]] tables"),
+        ({}, "expected [[offer]] tables"),
+        ({"offer": [NOTHING], "frequency_cap": 3}, "frequency_cap must have messages and weeks"),
+        (capped(messages=2), "frequency_cap must have messages and weeks"),
+        (capped(messages=2, weeks=4, days=1), "frequency_cap must have messages and weeks"),
+        (capped(messages=2.5, weeks=4), "frequency_cap: messages must be a whole number, got 2.5"),
+        (capped(messages=True, weeks=4), "frequency_cap: messages must be a whole number, got True"),
+        (capped(messages=0, weeks=4), "messages must be >= 1 and weeks in 1..30, got 0 in 4"),
+        (capped(messages=1, weeks=0), "messages must be >= 1 and weeks in 1..30, got 1 in 0"),
+        (capped(messages=1, weeks=31), "messages must be >= 1 and weeks in 1..30, got 1 in 31"),
     ],
 )
 def test_a_bad_catalogue_gets_one_clear_message(content: dict[str, Any], message: str) -> None:
@@ -99,24 +138,38 @@ def test_a_file_gives_what_a_mapping_gives(tmp_path: Path) -> None:
 
 def test_columns() -> None:
     push = {"name": "p", "kind": "push", "delivery_cost": 0.05}
-    catalogue = Catalogue.from_mapping({"offer": [NOTHING, push, COUPON]})
+    posted = COUPON | {"name": "m", "channel": "mail", "slot": 1}
+    content = {
+        "offer": [NOTHING, push, COUPON, THRESHOLD, posted],
+        "frequency_cap": {"messages": 2, "weeks": 4},
+    }
+    catalogue = Catalogue.from_mapping(content)
     offers = catalogue.tensors()
-    assert (len(catalogue), catalogue.n_slots) == (3, 2)
-    assert offers.message.tolist() == [False, True, True]
-    assert offers.coupon.tolist() == [False, False, True]
-    assert offers.slot.tolist() == [0, 0, 1]
-    assert offers.depth.tolist() == pytest.approx([0, 0, 0.2])
-    assert offers.liability.tolist() == [0, 0, 6000]
-    assert offers.validity_weeks.tolist() == [0, 0, 2]
-    assert offers.delivery_cost.tolist() == [0, 500, 200]
+    assert (len(catalogue), catalogue.n_slots) == (5, 2)
+    assert offers.message.tolist() == [False, True, True, True, False]
+    assert offers.coupon.tolist() == [False, False, True, True, True]
+    assert offers.slot.tolist() == [-1, -1, 1, -1, 0]
+    assert offers.depth.tolist() == pytest.approx([0, 0, 0.2, 0.05, 0.2])
+    assert offers.min_spend.tolist() == [0, 0, 0, 40, 0]
+    assert offers.liability.tolist() == [0, 0, 6000, 20_000, 6000]
+    assert offers.validity_weeks.tolist() == [0, 0, 2, 2, 2]
+    assert offers.delivery_cost.tolist() == [0, 500, 200, 0, 200]
+    assert offers.cap == FrequencyCap(2, 4)
+    assert offers.has_threshold
+    assert not Catalogue.from_mapping({"offer": [NOTHING, COUPON]}).tensors().has_threshold
 
 
 def test_built_in_catalogue() -> None:
     catalogue = Catalogue.built_in()
     assert catalogue.offers[0] == Offer("no offer", OfferKind.NONE)
     assert catalogue.offers[1].kind is OfferKind.PUSH
-    coupons = {(o.slot, o.depth) for o in catalogue.offers[2:]}
-    assert coupons == {(slot, depth) for slot in (1, 2, 3) for depth in (0.2, 0.4)}
+    pushed = [o for o in catalogue.offers if o.kind is OfferKind.PERCENT and o.is_message]
+    assert {(o.slot, o.depth) for o in pushed} == {(m, depth) for m in (1, 2, 3) for depth in (0.2, 0.4)}
+    posted = [o for o in catalogue.offers if o.channel is Channel.MAIL]
+    assert [o.slot for o in posted] == [1]
+    thresholds = [o for o in catalogue.offers if o.kind is OfferKind.THRESHOLD]
+    assert [(o.min_spend, o.max_discount) for o in thresholds] == [(40.0, 2.0), (80.0, 5.0)]
+    assert catalogue.cap == FrequencyCap(6, 8)
 
 
 def test_a_catalogue_of_nothing_has_one_slot() -> None:

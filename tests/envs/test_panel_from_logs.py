@@ -186,7 +186,7 @@ def _without_last_user(panel: Panel) -> Panel:
         "display",
         "mailer",
         "split",
-        "first_week_of_year",
+        "first_day",
     )
     by_user = (field.name for field in fields(Panel) if field.name not in shared)
     return replace(panel, **{name: getattr(panel, name)[:-1] for name in by_user})

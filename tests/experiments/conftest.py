@@ -62,7 +62,7 @@ def known_heads(seed: int = 0) -> ResponseHeads:
         heads.category_std.copy_(torch.linspace(0.8, 1.2, len(CATEGORY_FEATURES)))
         heads.user_std.copy_(torch.linspace(0.8, 1.2, len(USER_FEATURES)))
         heads.calibration.copy_(torch.tensor([[0.8, -0.1], [1.2, 0.1]]))
-        heads.basket_correlation.fill_(0.1)
+        heads.basket_loadings[:, 0] = 0.1**0.5
         heads.other_spend_ratio.fill_(0.25)
     return heads.eval().requires_grad_(False)
 

@@ -262,7 +262,7 @@ def test_bench_prints_and_writes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         Row.compare("size", 5.0, "MiB", bar=10.0, higher_is_better=False, hardware="cpu"),
     ]
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "fake", lambda: rows)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "fake", lambda _: rows)
     result = invoke("bench", "fake", "--json", "rows.json")
     assert result.exit_code == 0
     written = json.loads(Path("rows.json").read_text())

@@ -80,7 +80,7 @@ def test_coefficients_are_slopes_of_the_model_at_the_average_user(fitted_run: Fi
 
 def same_week(n_categories: int) -> PromotionCalendar:
     zero = torch.zeros(n_categories)
-    return PromotionCalendar(zero, zero, zero, zero, torch.zeros(()))
+    return PromotionCalendar(zero, zero, zero, zero, torch.zeros(()), torch.zeros(()))
 
 
 def test_size_of_the_text_is_what_it_moves_the_model_by(fitted_run: FittedRun) -> None:
@@ -108,10 +108,10 @@ def test_size_of_the_text_is_what_it_moves_the_model_by(fitted_run: FittedRun) -
 def test_size_of_the_products_is_what_they_move_visits_by(fitted_run: FittedRun) -> None:
     heads = fitted_run.heads
     state = HistoryTape.of_panel(fitted_run.panel).week(16)
-    whole = heads.visit_logit(state, torch.zeros(()))
+    whole = heads.visit_logit(state, same_week(heads.n_categories))
     plain = copy.deepcopy(heads)
     plain.visit_user[len(USER_FEATURES) :] = 0.0
-    products = whole - plain.visit_logit(state, torch.zeros(()))
+    products = whole - plain.visit_logit(state, same_week(heads.n_categories))
     size = found_in(fitted_run)["visit"][PRODUCTS].size
     assert size == pytest.approx(products.double().numpy().std(), rel=1e-3)
     assert size > 0

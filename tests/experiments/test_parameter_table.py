@@ -47,15 +47,15 @@ def test_scalars_have_no_spread(fitted_run: FittedRun) -> None:
     assert rows["other spend"]["value"] == 0.25
     assert rows["further trips"]["value"] == pytest.approx(float(fitted_run.heads.trips_bias.exp()))
     assert rows["purchase calibration, slope"]["value"] == pytest.approx(1.2)
-    for name in ("redemption", "other spend", "further trips", "basket effect", "visit trend"):
+    for name in ("redemption", "other spend", "further trips", "weekly shock, visit", "visit trend"):
         assert "by_category" not in rows[name]
 
 
 def test_sources_name_the_weeks(fitted_run: FittedRun) -> None:
     rows = rows_of(fitted_run)
     assert rows["display effect"]["source"] == "fitted on weeks up to 13, calibrated on weeks 14-17"
-    assert rows["basket effect"]["source"] == "matched to basket sizes of weeks 14-17"
-    assert rows["further trips"]["source"] == "fitted on weeks up to 13"
+    assert rows["basket effect"]["source"] == "matched to pairs of purchases in weeks up to 17"
+    assert rows["further trips"]["source"] == "fitted on weeks up to 13, level calibrated on weeks 14-17"
     assert all(row["unit"] and row["meaning"] for row in rows.values())
 
 

@@ -33,12 +33,13 @@ def test_a_purchase_row_holds_histories_the_calendar_and_the_category(data: Resp
     np.testing.assert_array_equal(features[5, :, -1], np.arange(n_categories))
 
 
-def test_a_visit_row_holds_the_user_and_the_trend_of_visits(data: ResponseData) -> None:
+def test_a_visit_row_holds_the_user_and_what_is_known_of_the_week(data: ResponseData) -> None:
     features = visit_features(data, WEEK)
     np.testing.assert_array_equal(
         features[:, : len(USER_FEATURES)], user_features(data.tape.week(WEEK)).numpy()
     )
-    assert (features[:, -1] == float(data.calendar.visit_trend[WEEK])).all()
+    for column, name in enumerate(("visit_trend", "month_start"), start=len(USER_FEATURES)):
+        assert (features[:, column] == float(getattr(data.calendar, name)[WEEK])).all()
 
 
 def test_all_rows_are_the_weeks_one_after_another(data: ResponseData) -> None:

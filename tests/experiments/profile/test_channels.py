@@ -11,7 +11,7 @@ from encoders.history_tape import HistoryTape
 from encoders.user_text import category_words
 from envs.assumptions import ASSUMED_RANGES, AssumedResponse
 from envs.market import initial_state
-from envs.observation import predict
+from envs.observation import Shop, predict
 from envs.offers import Catalogue, Offer, OfferKind
 from envs.simulator import Simulator
 from experiments.fitted_run import FittedRun
@@ -68,12 +68,14 @@ def test_offers_agree_with_what_the_policies_are_shown(fitted_run: FittedRun) ->
     """With one week left, the predictor's uplift of an offer is its added margin of the week."""
     question = ask(fitted_run)
     found = by_channel(question)
-    state = initial_state(question.history, question.embedding, torch.ones(1, dtype=torch.bool), 10**9)
+    everyone = torch.ones(1, dtype=torch.bool)
+    state = initial_state(question.history, question.embedding, everyone, torch.ones(1), 10**9)
     predictor = Simulator(fitted_run.heads, AssumedResponse.central(), MARGIN, "predictor")
     catalogue = question.catalogue
-    shown = predict(state, catalogue.tensors(), predictor, question.this_week, 1, catalogue.n_slots)
+    shop = Shop(catalogue.tensors(), predictor, catalogue.n_slots)
+    shown = predict(state, shop, question.this_week, 1)
     uplift, cost = shown.uplift[0].tolist(), shown.cost[0].tolist()
-    coupons = [k for k, offer in enumerate(catalogue.offers) if offer.kind is OfferKind.PERCENT]
+    coupons = [k for k, offer in enumerate(catalogue.offers) if offer.is_coupon]
     best = max(coupons, key=lambda k: uplift[k] - cost[k])
     assert found["coupon"].margin == pytest.approx(uplift[best], abs=1e-5)
     assert found["coupon"].cost == pytest.approx(cost[best], abs=1e-5)
@@ -83,7 +85,15 @@ def test_offers_agree_with_what_the_policies_are_shown(fitted_run: FittedRun) ->
 
 def test_without_visit_lifts_a_coupon_moves_only_its_category(fitted_run: FittedRun) -> None:
     question = ask(fitted_run)
-    coupon = Offer("30% slot 2", OfferKind.PERCENT, 2, 0.3, 1.0, 2, 0.01)
+    coupon = Offer(
+        "30% slot 2",
+        OfferKind.PERCENT,
+        slot=2,
+        depth=0.3,
+        max_discount=1.0,
+        validity_weeks=2,
+        delivery_cost=0.01,
+    )
     question = replace(question, catalogue=Catalogue((Offer("none", OfferKind.NONE), coupon)))
     found = by_channel(question)
     assert "push message" not in found

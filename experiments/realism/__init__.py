@@ -1,0 +1,1 @@
+"""How real the simulated weeks look: the same measures of real and of simulated users, side by side."""
