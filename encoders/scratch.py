@@ -35,7 +35,9 @@ class Scratch:
         size = rows * columns
         found = self._arrays.get(key)
         if found is None or found.numel() < size:
-            found = self._arrays[key] = torch.empty(size, dtype=dtype, device=device)
+            # What is made in inference mode could not be written outside of it.
+            with torch.inference_mode(False):
+                found = self._arrays[key] = torch.empty(size, dtype=dtype, device=device)
         return found[:size].view(rows, columns)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scratch:

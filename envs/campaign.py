@@ -155,9 +155,13 @@ class Campaign:
             ]
         )
         trait = traits[0] if self.world.member is None else traits.gather(0, self.world.member[None])[0]
+        history, embedding = population.histories[start], population.embeddings[start]
+        # States are never written to: where everyone takes part, the population's own will do.
+        if not torch.equal(users, torch.arange(population.n_users, device=self.device)):
+            history, embedding = history.rows(users), embedding[users]
         self.state: MarketState = initial_state(
-            population.histories[start].rows(users),
-            population.embeddings[start][users],
+            history,
+            embedding,
             self.luck.uniform(Stream.OPT_IN, 0) < share,
             1.0 + spread * trait,
             to_ticks(budget),
@@ -255,6 +259,8 @@ class Campaign:
             state, sent = issue(
                 state, offer, self.prediction.slots, self.spec.offers, self.weeks_left, priority
             )
+        # For a million users they take a quarter of a gigabyte, and the week needs them no more.
+        self._prediction = self._mask = None
         after, outcome, expectation = transition(
             state,
             sent,

@@ -38,5 +38,6 @@ def keep_freed_memory() -> None:
     mallopt = getattr(library, "mallopt", None)
     if mallopt is not None:
         # From malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
-        for option, size in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 30)):
+        # Larger arrays still go back: they are a market's state, not what is worked on.
+        for option, size in ((-1, 1 << 28), (-2, 1 << 26), (-3, 1 << 25)):
             mallopt(option, size)

@@ -97,10 +97,10 @@ def benchmark_market(n_users: int, embedding: int = 64, seed: int = 0, device: s
     empty = HistoryState.empty(n_users, N_CATEGORIES)
     for recency in empty.category_recency.split(50_000):
         recency.copy_(torch.randint(1, 21, recency.shape, generator=generator))
+    empty.category_slow.copy_(heads.base_rate).mul_(visits[:, None])
+    empty.category_fast.copy_(heads.base_rate).mul_(0.4 * visits[:, None])
     history = replace(
         empty,
-        category_slow=visits.half()[:, None] * heads.base_rate.half(),
-        category_fast=0.4 * visits.half()[:, None] * heads.base_rate.half(),
         visit_recency=1.0 + 2.0 * torch.rand(n_users, generator=generator),
         visits_slow=visits,
         visits_fast=0.4 * visits,
@@ -151,6 +151,7 @@ def measure(n_users: int, mode: str, device: str = "cpu") -> Pace:
                 seconds.append(time.perf_counter() - start)
                 visits += int(outcome.visited.sum())
                 purchases += int(outcome.bought.sum())
+            del outcome
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Pace(
         rate=n_users / median(seconds),

@@ -46,6 +46,13 @@ def test_an_array_of_nothing() -> None:
     assert Scratch()("a", 3, 0).shape == (3, 0)
 
 
+def test_an_array_first_asked_for_in_inference_mode_can_be_written_after() -> None:
+    scratch = Scratch()
+    with torch.inference_mode():
+        scratch("a", 2, 2).fill_(1.0)
+    assert int(scratch("a", 2, 2).add_(1.0).sum()) == 8
+
+
 def test_copies_and_pickles_start_empty() -> None:
     scratch = Scratch()
     ours = scratch("a", 2, 2).fill_(7.0)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from envs.ledger import Ledger
 
 Requests = st.lists(
-    st.tuples(st.integers(0, 500), st.integers(0, 5000), st.integers(0, 2**31)), min_size=1, max_size=40
+    st.tuples(st.integers(0, 500), st.integers(0, 5000), st.integers(-(2**31), 2**31)),
+    min_size=1,
+    max_size=40,
 )
 
 

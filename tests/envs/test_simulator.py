@@ -293,6 +293,7 @@ def moved_world(conditions: Conditions) -> Simulator:
     heads.trips_loadings[0] = -conditions.loading
     heads.visit_week_deviation.fill_(conditions.week_deviation)
     heads.category_week_deviation.fill_(conditions.week_deviation)
+    heads.basket_spend_deviation.fill_(0.8)  # about what it is in these baskets
     assumed = replace(
         predictor.assumed,
         message_lift=0.6,
@@ -309,14 +310,14 @@ def moved_world(conditions: Conditions) -> Simulator:
 
 
 def compare(
-    offer: int, conditions: Conditions, repeats: int, n: int = 1500
+    offer: int, conditions: Conditions, repeats: int, n: int = 1500, offered: Catalogue = PERCENT
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The expectation of a week, the mean of many such weeks, and its standard error, each [groups, 3].
 
     The week is the fourth of a campaign, so that some users are tired, hold a coupon or remember deals;
     groups are all users, those, and the receptive. Columns are visits, margin, discount.
     """
-    spec, world = replace(demo_market(n_users=n), catalogue=PERCENT), moved_world(conditions)
+    spec, world = replace(demo_market(n_users=n), catalogue=offered), moved_world(conditions)
     running = Campaign(spec, world, start=0, users=torch.arange(n), budget=1e6, seed=1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -387,6 +388,20 @@ def test_weeks_that_all_users_share_leave_the_expectation_as_it_is() -> None:
     assert (np.abs(mean - expected) <= 4.5 * error + 1e-5).all()
     # The weeks do move all users alike: more than the chance of so many users alone would.
     assert error[0, 0] * math.sqrt(repeats) > 2 * math.sqrt(0.25 / n)
+
+
+@pytest.mark.parametrize("conditions", [PLAIN, FULL, ALL_NOTICE, NONE_NOTICES])
+def test_the_expectation_of_threshold_coupons_is_near_the_mean(conditions: Conditions) -> None:
+    # Visits are exact as ever; what the basket does is foreseen to first order.
+    offers = (
+        *PERCENT.offers[:2],
+        Offer("spend 8", OfferKind.THRESHOLD, min_spend=8.0, max_discount=1.0, validity_weeks=2),
+        Offer("spend 15", OfferKind.THRESHOLD, min_spend=15.0, max_discount=2.0, validity_weeks=3),
+    )
+    expected, mean, error = compare(2, conditions, 30, offered=Catalogue(offers))
+    tolerance = np.array([0.0, 0.02, 0.30]) * (conditions != NONE_NOTICES)
+    assert (np.abs(mean - expected) <= 4.5 * error + tolerance * mean + 1e-5).all()
+    assert (expected[0, 2] > 0.05) == (conditions != NONE_NOTICES)
 
 
 @pytest.mark.parametrize("loading", [0.4, 0.7])
