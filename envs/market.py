@@ -176,8 +176,7 @@ def action_mask(state: MarketState, offers: OfferTensors) -> torch.Tensor:
     """
     reachable = state.opted_in
     if offers.cap is not None:
-        window = state.messages & ((1 << offers.cap.weeks - 1) - 1)
-        sent = sum((window >> k) & 1 for k in range(offers.cap.weeks - 1))
+        sent = sum((state.messages >> k) & 1 for k in range(offers.cap.weeks - 1))
         reachable = reachable & (sent < offers.cap.messages)
     single = ~state.coupons.held[:, None] | ~offers.coupon
     affordable = offers.delivery_cost + offers.liability <= state.ledger.available

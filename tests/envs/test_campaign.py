@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import envs.blocks
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.demo_market import N_WEEKS, demo_market
-from envs.observation import Recommender
+from envs.observation import CONTEXT_FEATURES, Recommender
 from envs.offers import Catalogue, OfferKind
 from envs.simulator import Simulator
 
@@ -50,7 +51,12 @@ def worlds() -> tuple[Simulator, Simulator]:
         heads.other_spend_deviation.fill_(0.5)
         heads.visit_week_deviation.fill_(0.1)
         heads.category_week_deviation.fill_(0.1)
-        assumed = replace(predictor.assumed, opt_out_fatigued=0.2, message_lift=0.5 + 0.2 * k)
+        assumed = replace(
+            predictor.assumed,
+            opt_out_fatigued=0.2 + 0.5 * k,
+            fatigue_gain=0.3 + 0.1 * k,
+            message_lift=0.5 + 0.2 * k,
+        )
         out.append(replace(predictor, heads=heads, assumed=assumed, name=f"world {k}"))
     return out[0], out[1]
 
@@ -126,6 +132,10 @@ def test_a_lot_happens_and_all_of_it_is_compared() -> None:
     assert int((~last["state.opted_in"]).sum() - (~weeks[0]["state.opted_in"]).sum()) > 2
     assert int((last["state.deals.category"] >= 0).sum()) > 20
     assert len(torch.cat([week["outcome.offer"] for week in weeks]).unique()) == len(market().catalogue)
+    # The shop looks again every week.
+    left = CONTEXT_FEATURES.index("weeks_left")
+    assert [week["context"][0, left] for week in weeks] == [WEEKS - number for number in range(WEEKS)]
+    assert not any(torch.equal(a["uplift"], b["uplift"]) for a, b in pairwise(weeks))
 
 
 def test_users_together_live_as_each_would_alone() -> None:
@@ -255,8 +265,10 @@ def test_going_back_to_an_earlier_state_replays_it() -> None:
     rest = play(running)
     # What was kept was not written into meanwhile.
     assert_same([before], [dict(tensors(state, "state", 70))])
+    last = running.observation(torch.ones(70))
     running.restore(state)
     assert running.weeks_left == WEEKS - 2
+    assert not torch.equal(running.observation(torch.ones(70)), last)
     assert torch.equal(running.observation(torch.ones(70)), seen)
     assert_same(rest, play(running))
     # And forward again, in another campaign of the same arguments.

@@ -251,6 +251,26 @@ def test_other_spend_goes_with_the_basket_as_far_as_its_loadings_say() -> None:
     assert shares[1] == pytest.approx(0.5, abs=0.03)
 
 
+def test_what_else_decides_a_visit_is_independent() -> None:
+    # Trips, whether anything else is bought, how much, and whether a coupon is noticed.
+    simulator = world(other_spend_ratio=0.3, other_spend_share=0.6, other_spend_deviation=0.8, trips_bias=0.0)
+    plain = world(other_spend_ratio=0.0, trips_bias=0.0)
+    coupon = holding(N, min_spend=0.01, most=0.01)  # redeemed by whoever notices it
+    lived = live(simulator, crowd(N, coupon), week(simulator))
+    other = (lived.spend - live(plain, crowd(N, coupon), week(plain)).spend)[lived.visited]
+    bought, trips = lived.bought.sum(dim=1)[lived.visited], lived.history.last_trips[lived.visited]
+    some = (other > 1e-3) & (bought > 0)
+    log_size = other.clamp(min=1e-6).log()
+    decided = torch.stack(
+        [trips, lived.redeemed[lived.visited], lived.bought[lived.visited, 0], log_size]
+    ).double()
+    among = torch.corrcoef(decided[:, some]) * float(some.sum()) ** 0.5
+    assert float(among[~torch.eye(4, dtype=torch.bool)].abs().max()) < 4.5
+    full = bought > 0
+    between = torch.corrcoef(torch.stack([*decided[:3], some.double()])[:, full]) * float(full.sum()) ** 0.5
+    assert float(between[3, :2].abs().max()) < 4.5
+
+
 def test_a_percent_coupon_is_noticed_by_chance_and_then_deepens_its_category_alone() -> None:
     simulator = world(basket_loadings=loadings(0.5))
     coupon = holding(N, category=4, depth=0.5, most=1.0)
