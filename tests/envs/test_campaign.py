@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import envs.blocks
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.demo_market import N_WEEKS, demo_market
+from envs.luck import Luck, Stream
 from envs.observation import CONTEXT_FEATURES, Recommender
-from envs.offers import Catalogue, OfferKind
+from envs.offers import Catalogue, Channel, OfferKind
 from envs.simulator import Simulator
 
 N, WEEKS = 300, 5
@@ -203,6 +204,22 @@ def test_a_tight_budget_is_shared_without_regard_to_the_order_of_users() -> None
     weeks = play(campaign(torch.arange(N), budget=40.0))
     assert sum(int(week["outcome.refused"].sum()) for week in weeks) > 50
     assert_same(weeks, play(campaign(order, budget=40.0)), order)
+
+
+def test_two_who_drew_alike_are_still_served_in_the_same_order() -> None:
+    # Of so many users some share a uniform of 23 bits; a queue by it would fall back on who stands first.
+    spec = demo_market(n_users=20_000, horizon_weeks=2)
+    drawn = Luck(3, torch.arange(20_000)).uniform(Stream.PRIORITY, 0)
+    value, count = drawn.unique(return_counts=True)
+    pair = (drawn == value[count > 1][0]).nonzero()[:2, 0]
+    mail = next(k for k, o in enumerate(spec.catalogue.offers) if o.channel is Channel.MAIL)
+    served = []
+    for users in (pair, pair.flip(0)):
+        running = campaign(users, budget=0.65, spec=spec, world=spec.predictor)
+        outcome = running.step(torch.full((2,), mail))
+        assert int(outcome.refused.sum()) == 1
+        served.append(int(users[~outcome.refused]))
+    assert served[0] == served[1]
 
 
 def test_sending_nothing_is_the_control_arm() -> None:
