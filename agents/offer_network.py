@@ -1,9 +1,11 @@
 """The policy network: one score per offer from offer features and the user's context.
 
-    logit_k = β·(uplift_k - λ·use_k) / scale + f(context, offer_k)
+    logit_k = β·(uplift_k·e^{g_k} - λ·use_k·e^{h_k}) / scale + f_k,    g, h, f of (context, offer_k)
 
-The first term is the myopic rule; f, zero before training, is what the policy learns on top: fatigue,
-opt-out, the option to wait. Normalisation lives in the network, so that it cannot get lost at export.
+With g = h = f = 0, as before training, this is the myopic rule. What the policy learns on top is how much
+more or less than the predictor's short view an offer is worth to this user: habit, fatigue, opt-out, the
+option to wait. These go with the size of his uplift, hence factors beside a term. Normalisation lives in the
+network, so that it cannot get lost at export.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from envs.observation import ObservationLayout
+from envs.observation import LOG_DUAL_PRICE, ObservationLayout
 from envs.offers import OfferTensors
 
 N_STATIC = 4
 N_DYNAMIC = 4
+MOST_FACTOR = 1.5
+"""Largest log of what the network multiplies uplift or charge with."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,10 @@ class OfferNetwork(nn.Module):
         self.register_buffer("static", torch.zeros(shape.n_offers, N_STATIC))
         # Of the exported policy; PPO itself learns at temperature 1.
         self.register_buffer("temperature", torch.ones(()))
-        self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.sharpness = nn.Parameter(torch.tensor(8.0))
         self.actor_context = nn.Sequential(nn.Linear(n_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden))
         self.actor_offer = nn.Linear(N_STATIC + N_DYNAMIC, hidden, bias=False)
-        self.actor_score = nn.Linear(hidden, 1)
+        self.actor_score = nn.Linear(hidden, 3)
         self.critic = nn.Sequential(
             nn.Linear(n_context + shape.n_offers, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
         )
@@ -122,23 +126,28 @@ class OfferNetwork(nn.Module):
 
     def forward_actor(self, observation: torch.Tensor) -> torch.Tensor:
         """Return logits over offers, [n, K], before masking."""
-        net = self.net_uplift(observation)
-        money = [
-            self.layout.offer_block(observation, name) / self.money_scale
-            for name in ("uplift", "cost", "reserve")
-        ]
-        dynamic = torch.stack([net, *money], dim=2)
+        uplift = self.layout.offer_block(observation, "uplift") / self.money_scale
+        price = torch.exp(observation[:, LOG_DUAL_PRICE])[:, None]
+        cost, reserve = (
+            price * self.layout.offer_block(observation, name) / self.money_scale
+            for name in ("cost", "reserve")
+        )
+        # Money spans orders of magnitude; the inverse sine keeps it in reach of tanh, and its sign.
+        money = [torch.asinh(value) for value in (uplift - cost - reserve, uplift, cost, reserve)]
+        dynamic = torch.stack(money, dim=2)
         static = self.static.expand(observation.shape[0], -1, -1)
         hidden = self.actor_context(self.context(observation))[:, None, :]
         hidden = torch.tanh(hidden + self.actor_offer(torch.cat([dynamic, static], dim=2)))
-        learned = self.actor_score(hidden)[..., 0]
-        logits: torch.Tensor = self.sharpness * net + learned
+        term, worth, charge = self.actor_score(hidden).unbind(dim=2)
+        worth, charge = (torch.exp(MOST_FACTOR * torch.tanh(value)) for value in (worth, charge))
+        net = (uplift * worth - (cost + reserve) * charge).clamp(-20.0, 20.0)
+        logits: torch.Tensor = self.sharpness * net + term
         return logits
 
     def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
         """Return value features, [n, hidden]."""
         net = self.net_uplift(observation)
-        value: torch.Tensor = self.critic(torch.cat([self.context(observation), net], dim=1))
+        value: torch.Tensor = self.critic(torch.cat([self.context(observation), torch.asinh(net)], dim=1))
         return value
 
     def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,14 +1,16 @@
-"""Run-time pacing: the dual price at which this week's plan is expected to be spent.
+"""Run-time pacing by the week: the dual prices at which a policy keeps to a shared budget.
 
-Each week the money left is divided by the weeks left, and λ is solved anew so that the predicted cost of
-what the policy would send meets the plan (re-solving, as in Balseiro, Besbes & Pizarro 2023, Operations
-Research). One λ-conditioned policy thus serves any budget.
+One λ-conditioned policy serves any budget; a pacer says at which prices. :class:`EvenPacing` divides the
+money left by the weeks left and re-solves λ each week (Balseiro, Besbes & Pizarro 2023, Operations Research).
+The pacers of :mod:`agents.forecast` follow a plan that was played through beforehand.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -70,39 +72,97 @@ def expected_commitment(campaign: Campaign, probabilities: torch.Tensor) -> tupl
     return float(cost), float(liability)
 
 
-def pace(policy: Policy, campaign: Campaign, prices: PriceRange) -> float:
-    """Return the lowest dual price at which the coming week keeps within its plan.
+@dataclass(frozen=True)
+class WeekPrices:
+    """At what prices a week's offers are chosen.
 
-    The plan bounds the predicted cost of the week by the money left over the weeks left, and the worst
-    case of all requests by what the ledger can still reserve, so that rationing by chance stays rare.
+    Attributes:
+        spend: λ, margin that a unit spent must bring.
+        pressure: in [0, 1], as in :meth:`envs.observation.Prediction.reserve`.
+    """
+
+    spend: float
+    pressure: float = 1.0
+
+
+class Pacer(Protocol):
+    """Paces one policy through one campaign."""
+
+    def prices(self, policy: Policy, campaign: Campaign) -> WeekPrices:
+        """Return the prices of the coming week.
+
+        Args:
+            policy: λ-conditioned: sends no more at a higher λ.
+            campaign: before the week.
+        """
+
+
+def choose(policy: Policy, campaign: Campaign, prices: WeekPrices) -> torch.Tensor:
+    """Return the policy's probabilities [n, K] for the coming week at the given prices."""
+    price = torch.full((campaign.n_users,), prices.spend, device=campaign.device)
+    return policy.probabilities(campaign.observation(price, prices.pressure), campaign.mask)
+
+
+def lowest_price(
+    policy: Policy,
+    campaign: Campaign,
+    prices: PriceRange,
+    fits: Callable[[float, float], bool],
+    pressure: float = 1.0,
+    bisections: int = BISECTIONS,
+) -> float:
+    """Return the lowest λ at which what a policy would send fits; the range's upper end if none does.
 
     Args:
         policy: λ-conditioned.
         campaign: before the week.
-        prices: where to search; its upper end is returned if even that spends too much.
+        prices: where to search.
+        fits: says so from the week's predicted cost and worst case, both in currency.
+        pressure: of the prices.
+        bisections: of the range's logarithm.
     """
-    ledger = campaign.state.ledger
-    plan = float(to_currency(ledger.budget - ledger.spent)) / campaign.weeks_left
-    # Coupons sent now may still be out in later weeks; keep those weeks' plan free, or reserving stops all
-    # messages until the coupons end.
-    longest = int(campaign.spec.offers.validity_weeks.max())
-    later_weeks = max(min(longest, campaign.weeks_left) - 1, 0)
-    free = float(to_currency(ledger.available))
-    available = max(free - later_weeks * plan, min(plan, free))
 
-    def fits(log_price: float) -> bool:
-        price = torch.full((campaign.n_users,), math.exp(log_price), device=campaign.device)
-        probabilities = policy.probabilities(campaign.observation(price), campaign.mask)
-        cost, liability = expected_commitment(campaign, probabilities)
-        return cost <= plan and liability <= available
+    def at(log_price: float) -> bool:
+        probabilities = choose(policy, campaign, WeekPrices(math.exp(log_price), pressure))
+        return fits(*expected_commitment(campaign, probabilities))
 
     low, high = math.log(prices.low), math.log(prices.high)
-    if fits(low):
+    if at(low):
         return prices.low
-    for _ in range(BISECTIONS):
+    for _ in range(bisections):
         middle = 0.5 * (low + high)
-        if fits(middle):
+        if at(middle):
             high = middle
         else:
             low = middle
     return math.exp(high)
+
+
+@dataclass(frozen=True)
+class EvenPacing:
+    """The money left over the weeks left, week by week.
+
+    The plan bounds the predicted cost of the week by that, and the worst case of all requests by what the
+    ledger can still reserve, so that rationing by chance stays rare.
+
+    Attributes:
+        range: of λ.
+    """
+
+    range: PriceRange
+
+    def prices(self, policy: Policy, campaign: Campaign) -> WeekPrices:
+        """Return the lowest λ at which the coming week keeps within its plan."""
+        ledger = campaign.state.ledger
+        plan = float(to_currency(ledger.budget - ledger.spent)) / campaign.weeks_left
+        # Coupons sent now may still be out in later weeks; keep those weeks' plan free, or reserving stops
+        # all messages until the coupons end.
+        longest = int(campaign.spec.offers.validity_weeks.max())
+        later_weeks = max(min(longest, campaign.weeks_left) - 1, 0)
+        free = float(to_currency(ledger.available))
+        available = max(free - later_weeks * plan, min(plan, free))
+        return WeekPrices(
+            lowest_price(
+                policy, campaign, self.range, lambda cost, worst: cost <= plan and worst <= available
+            )
+        )

@@ -37,7 +37,9 @@ class PPOConfig:
         batch_size: user-weeks in a gradient step.
         gae_lambda: λ of generalised advantage estimation.
         discount_factor: of rewards, per week.
-        entropy: weight of the entropy bonus at the start, falling linearly to zero.
+        entropy: weight of the entropy bonus at the start.
+        final_entropy: weight that it falls to, linearly. Above zero, or offers that pay only at some prices
+            are given up before their prices were seen often enough.
         clip_range: of the probability ratio.
         hidden: width of the network.
     """
@@ -49,6 +51,7 @@ class PPOConfig:
     gae_lambda: float
     discount_factor: float
     entropy: float
+    final_entropy: float
     clip_range: float
     hidden: int
 
@@ -180,7 +183,8 @@ class _Bookkeeper(BaseCallback):
         torch.manual_seed(int(rng.integers(2**62)))
         np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002 - SB3 shuffles minibatches with it
         self.env.take_totals()
-        self.model.ent_coef = self.config.entropy * (1.0 - done / self.n_rollouts)  # type: ignore[attr-defined]
+        first, last = self.config.entropy, self.config.final_entropy
+        self.model.ent_coef = first + (last - first) * done / self.n_rollouts  # type: ignore[attr-defined]
 
     def _on_step(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Campaigns played by a policy: with pacing under a shared budget, or at a fixed price path for logging."""
+"""Campaigns played by a policy: paced under a shared budget, or at a fixed price path for logging."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.pacing import PriceRange, pace
+from agents.adaptive import AdaptivePolicy
+from agents.pacing import Pacer, WeekPrices
 from agents.policy import Policy, sample
+from agents.visit_value import VisitValue
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.market import Outcome
 from envs.money import to_currency
@@ -47,77 +49,128 @@ class CampaignResult:
         cost: [n] charged to the budget, per user.
         budget: for all users together.
         weekly_spend: [T] charged to the budget per week.
+        committed: [T] spent and reserved once the week's offers were sent, the highest that it gets.
         dual_price: [T] λ per week.
-        offers_sent: [K] how often each offer was sent.
+        pressure: [T] of the prices per week; see :class:`agents.dual_prices.DualPrices`.
+        sent: [n, K] how often each offer was sent to each user.
         refused: offers asked for that the ledger could not cover.
-        peak_commitment: largest spent + reserved at any time, currency; it peaks right after issuing.
     """
 
     margin: DoubleArray
     cost: DoubleArray
     budget: float
     weekly_spend: DoubleArray
+    committed: DoubleArray
     dual_price: DoubleArray
-    offers_sent: npt.NDArray[np.int64]
+    pressure: DoubleArray
+    sent: npt.NDArray[np.int64]
     refused: int
-    peak_commitment: float
+
+    @property
+    def offers_sent(self) -> npt.NDArray[np.int64]:
+        """[K] how often each offer was sent."""
+        total: npt.NDArray[np.int64] = self.sent.sum(axis=0)
+        return total
+
+    @property
+    def peak_commitment(self) -> float:
+        """Largest spent + reserved at any time, currency."""
+        return float(self.committed.max())
 
 
 def play(
-    policy: Policy, market: MarketSpec, setting: CampaignSetting, budget: float, prices: PriceRange
+    policy: Policy,
+    market: MarketSpec,
+    setting: CampaignSetting,
+    budget: float,
+    pacer: Pacer,
+    visit_value: VisitValue | None = None,
 ) -> CampaignResult:
-    """Play one campaign under a shared budget with weekly re-solved dual price.
+    """Play one campaign under a shared budget.
 
     Args:
-        policy: λ-conditioned.
+        policy: λ-conditioned; one that learns (:class:`agents.adaptive.AdaptivePolicy`) starts from a fresh
+            copy.
         market: the market.
         setting: world, users and luck.
         budget: currency for all users.
-        prices: range of the dual price.
+        pacer: sets the prices of each week.
+        visit_value: takes the luck of the visits out of ``margin``; see :func:`expected_margin`.
     """
     campaign = open_campaign(market, setting, budget)
     n, device = campaign.n_users, campaign.device
+    learner = policy.fresh(setting.seed) if isinstance(policy, AdaptivePolicy) else None
+    acting = policy if learner is None else learner
     margin = torch.zeros(n, dtype=torch.float64, device=device)
     cost = torch.zeros(n, dtype=torch.float64, device=device)
-    sent = torch.zeros(len(market.catalogue), dtype=torch.int64, device=device)
-    weekly, path = [], []
-    refused, peak = 0, 0.0
+    sent = torch.zeros((n, len(market.catalogue)), dtype=torch.int64, device=device)
+    weeks: dict[str, list[float]] = {name: [] for name in ("spend", "committed", "price", "pressure")}
+    refused = 0
     # Its own stream: what a policy draws must not shift the market's luck.
     chooser = torch.Generator(device=device).manual_seed(setting.seed ^ 0x5EED)
     while not campaign.done:
-        price = pace(policy, campaign, prices)
-        observation = campaign.observation(torch.full((n,), price, device=device))
-        probabilities = policy.probabilities(observation, campaign.mask)
+        prices = pacer.prices(acting, campaign)
+        observation = _observation(campaign, prices)
+        probabilities = acting.probabilities(observation, campaign.mask)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=device))
-        outcome, expected = campaign.step_with_expectation(offer)
-        margin += expected.margin
+        outcome, of_week = expected_margin(campaign, offer, visit_value)
+        if learner is not None:
+            learner.learn(observation, outcome.offer, outcome.margin, outcome.cost)
+        margin += of_week
         cost += outcome.cost
-        sent += torch.bincount(outcome.offer, minlength=len(sent))
+        sent.scatter_add_(1, outcome.offer[:, None], torch.ones_like(outcome.offer)[:, None])
         refused += int(outcome.refused.sum())
         # After issuing: redemptions not yet paid, nothing yet released.
         committed = campaign.state.ledger.spent - outcome.discount.sum() + outcome.reserved.sum()
-        peak = max(peak, float(to_currency(committed)))
-        weekly.append(float(outcome.cost.sum()))
-        path.append(price)
+        weeks["spend"].append(float(outcome.cost.sum()))
+        weeks["committed"].append(float(to_currency(committed)))
+        weeks["price"].append(prices.spend)
+        weeks["pressure"].append(prices.pressure)
     return CampaignResult(
         margin=margin.cpu().numpy(),
         cost=cost.cpu().numpy(),
         budget=budget,
-        weekly_spend=np.array(weekly),
-        dual_price=np.array(path),
-        offers_sent=sent.cpu().numpy(),
+        weekly_spend=np.array(weeks["spend"]),
+        committed=np.array(weeks["committed"]),
+        dual_price=np.array(weeks["price"]),
+        pressure=np.array(weeks["pressure"]),
+        sent=sent.cpu().numpy(),
         refused=refused,
-        peak_commitment=peak,
     )
 
 
-def control_margin(market: MarketSpec, setting: CampaignSetting) -> DoubleArray:
+def expected_margin(
+    campaign: Campaign, offer: torch.Tensor | None, visit_value: VisitValue | None
+) -> tuple[Outcome, torch.Tensor]:
+    """Let a week happen, and return its expected margin per user, [n], without the luck of the visit.
+
+    Who came by chance comes more often in the weeks after, and buys there; that is worth many times what an
+    offer does. The week's visit has a known probability p, so A_v - (p·A_1 + (1 - p)·A_0), what the visit's
+    luck v adds later, has mean zero whatever A is, and is taken off: a martingale control variate (Burch et
+    al. 2018, AAAI, call it AIVAT). It shifts no mean.
+
+    Args:
+        campaign: before the week.
+        offer: [n] to send; None for nothing.
+        visit_value: A; None takes nothing off.
+    """
+    after = None if visit_value is None else visit_value.after(campaign)
+    outcome, expected = campaign.step_with_expectation(offer)
+    margin = expected.margin.double()
+    if after is not None:
+        realised = torch.where(outcome.visited, after[:, 1], after[:, 0])
+        margin = margin - (realised - torch.lerp(after[:, 0], after[:, 1], expected.visit))
+    return outcome, margin
+
+
+def control_margin(
+    market: MarketSpec, setting: CampaignSetting, visit_value: VisitValue | None = None
+) -> DoubleArray:
     """Return the margin per user, [n], if nothing is sent, under the same luck; expected as in `play`."""
     campaign = open_campaign(market, setting, 0.0)
     margin = torch.zeros(campaign.n_users, dtype=torch.float64, device=campaign.device)
     while not campaign.done:
-        _, expected = campaign.step_with_expectation()
-        margin += expected.margin
+        margin += expected_margin(campaign, None, visit_value)[1]
     return margin.cpu().numpy()
 
 
@@ -133,7 +186,7 @@ class LoggedWeek:
         reward: [n] margin before coupon cost, currency.
         cost: [n] charged to the budget, currency.
         next_observation: [n, o] float32.
-        dual_price: λ of the week.
+        prices: of the week.
     """
 
     observation: npt.NDArray[np.float32]
@@ -143,11 +196,11 @@ class LoggedWeek:
     reward: DoubleArray
     cost: DoubleArray
     next_observation: npt.NDArray[np.float32]
-    dual_price: float
+    prices: WeekPrices
 
 
 def log_campaign(
-    behaviour: Policy, market: MarketSpec, setting: CampaignSetting, price_path: Sequence[float]
+    behaviour: Policy, market: MarketSpec, setting: CampaignSetting, price_path: Sequence[WeekPrices]
 ) -> list[LoggedWeek]:
     """Play a campaign at a fixed price path, without a cap, and log every decision.
 
@@ -157,27 +210,31 @@ def log_campaign(
         behaviour: policy with full support.
         market: the market.
         setting: world, users and luck.
-        price_path: λ of each week, T of them.
+        price_path: prices of each week, T of them.
     """
     campaign = open_campaign(market, setting, UNLIMITED_BUDGET)
     n = campaign.n_users
     chooser = torch.Generator(device=campaign.device).manual_seed(setting.seed ^ 0x5EED)
     weeks: list[LoggedWeek] = []
-    for week, price in enumerate(price_path):
-        prices = torch.full((n,), price, device=campaign.device)
-        observation, mask = campaign.observation(prices), campaign.mask
+    for week, prices in enumerate(price_path):
+        observation, mask = _observation(campaign, prices), campaign.mask
         probabilities = behaviour.probabilities(observation, mask).double()
         probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=campaign.device))
         outcome = campaign.step(offer)
         coming = price_path[min(week + 1, len(price_path) - 1)]
-        following = campaign.observation(torch.full((n,), coming, device=campaign.device))
-        weeks.append(_logged(observation, mask, probabilities, offer, outcome, following, price))
+        following = _observation(campaign, coming)
+        weeks.append(_logged(observation, mask, probabilities, offer, outcome, following, prices))
     return weeks
 
 
+def _observation(campaign: Campaign, prices: WeekPrices) -> torch.Tensor:
+    price = torch.full((campaign.n_users,), prices.spend, device=campaign.device)
+    return campaign.observation(price, prices.pressure)
+
+
 def value_at_prices(
-    policy: Policy, market: MarketSpec, setting: CampaignSetting, price_path: Sequence[float]
+    policy: Policy, market: MarketSpec, setting: CampaignSetting, price_path: Sequence[WeekPrices]
 ) -> tuple[DoubleArray, DoubleArray]:
     """Return margin and cost per user, [n] each, at a fixed price path without a cap: the truth for OPE.
 
@@ -188,8 +245,8 @@ def value_at_prices(
     margin = torch.zeros(n, dtype=torch.float64, device=device)
     cost = torch.zeros(n, dtype=torch.float64, device=device)
     chooser = torch.Generator(device=device).manual_seed(setting.seed ^ 0x5EED)
-    for price in price_path:
-        observation = campaign.observation(torch.full((n,), price, device=device))
+    for prices in price_path:
+        observation = _observation(campaign, prices)
         probabilities = policy.probabilities(observation, campaign.mask)
         offer = sample(probabilities, torch.rand(n, generator=chooser, device=device))
         outcome, expected = campaign.step_with_expectation(offer)
@@ -212,7 +269,7 @@ def _logged(
     offer: torch.Tensor,
     outcome: Outcome,
     following: torch.Tensor,
-    price: float,
+    prices: WeekPrices,
 ) -> LoggedWeek:
     return LoggedWeek(
         observation=observation.cpu().numpy(),
@@ -222,5 +279,5 @@ def _logged(
         reward=outcome.margin.double().cpu().numpy(),
         cost=outcome.cost.cpu().numpy(),
         next_observation=following.cpu().numpy(),
-        dual_price=price,
+        prices=prices,
     )

@@ -1,49 +1,56 @@
-"""The market as Stable-Baselines3 sees it: many users, each at his own dual price, beside a control arm.
+"""The market as Stable-Baselines3 sees it: many users, each at his own dual prices.
 
 The reward is incremental and in expectation:
 
-    E[margin | what was sent] - E[margin | nothing ever sent] - λ·(E[cost] + reserved / weeks left)
+    r - λ·E[cost] - μ·reserved
 
-The last term is what reserving liability costs (:class:`envs.observation.Prediction`). The second term
-comes from a twin campaign that lives through the same luck and receives nothing. It does not depend on the
-actions, so it changes no policy's rank; and since both arms share their visits and baskets until an offer
-turns one of them, it removes nearly all of the noise of grocery baskets, which is a hundred times the
-effect of an offer.
+with r the expected margin over that of sending nothing, now and by way of the visit later
+(:mod:`agents.visit_value`), and the prices λ and μ of the week from two that each user keeps
+(:mod:`agents.dual_prices`). It is a function of state and offer: the noise of grocery baskets, a hundred
+times the effect of an offer, is not in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from agents.dual_prices import DualPrices
 from agents.pacing import PriceRange
+from agents.shared_vec_env import SharedVecEnv
+from agents.visit_value import VisitValue, incremental_margin
+from envs.assumptions import AssumedResponse
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.money import to_currency
 from envs.simulator import Simulator
 
 
-class TrainingMarket(VecEnv):
+class TrainingMarket(SharedVecEnv):
     """n users of a market as a Stable-Baselines3 vector environment.
 
-    Every episode is one campaign: all users start and end together, in one of the worlds, at one of the
-    start weeks, each user at a dual price drawn log-uniformly. Everything about episode k follows from
-    ``seed`` and k, so that training can resume at any episode.
+    Every episode is one campaign: all users start and end together at one of the start weeks, each in one of
+    the worlds with assumptions drawn anew, at dual prices of his own: λ of the first week log-uniform, its
+    pressure uniform in [0, 1]. Everything about episode k follows from ``seed`` and k, so that training can
+    resume at any episode.
 
     Args:
         market: what all campaigns share.
-        worlds: simulators that answer; one per episode, in turn.
+        worlds: simulators that answer, each for its share of the users.
         starts: positions of the start weeks that may be used.
         users: [m] users that episodes draw from.
         n_users: users side by side; drawn with replacement only where they are more than m.
-        prices: range of the dual price.
+        prices: range of λ in a campaign's first week.
+        visit_value: what a visit is worth later.
         reward_scale: rewards are divided by it, so that the value network sees numbers near one.
         seed: of everything drawn.
+        redraw_assumptions: False keeps each world's own, for a policy that knows one simulator only.
     """
 
     def __init__(
@@ -55,8 +62,10 @@ class TrainingMarket(VecEnv):
         users: torch.Tensor,
         n_users: int,
         prices: PriceRange,
+        visit_value: VisitValue,
         reward_scale: float,
         seed: int,
+        redraw_assumptions: bool = True,
     ) -> None:
         if not worlds or not starts:
             raise ValueError("training needs at least one world and one start week")
@@ -65,8 +74,10 @@ class TrainingMarket(VecEnv):
         self.starts = tuple(starts)
         self.users = users.cpu()
         self.prices = prices
+        self.visit_value = visit_value
         self.reward_scale = reward_scale
         self.base_seed = seed
+        self.redraw_assumptions = redraw_assumptions
         self.episode = 0
         self.render_mode = None
         self.totals = {"reward": 0.0, "incremental_margin": 0.0, "cost": 0.0, "user_weeks": 0.0}
@@ -78,7 +89,7 @@ class TrainingMarket(VecEnv):
         self._actions = np.zeros(n_users, dtype=np.int64)
 
     def _open(self) -> None:
-        """Open the treated and the control campaign of the current episode."""
+        """Open the campaign of the current episode."""
         rng = np.random.default_rng([self.base_seed, self.episode])
         population = self.market.population
         users = self.users[
@@ -87,47 +98,60 @@ class TrainingMarket(VecEnv):
             )
         ]
         start = int(rng.choice(self.starts))
-        world = self.worlds[self.episode % len(self.worlds)]
-        luck = int(rng.integers(2**62))
-        self._treated, self._control = (
-            Campaign(
-                self.market,
-                world,
-                start=start,
-                users=users.to(population.embeddings.device),
-                budget=UNLIMITED_BUDGET,
-                seed=luck,
-            )
-            for _ in range(2)
+        # What the logs do not tell is drawn anew each time: a policy must not learn one guess by heart.
+        worlds = self.worlds
+        if self.redraw_assumptions:
+            worlds = tuple(replace(world, assumed=AssumedResponse.draw(rng)) for world in worlds)
+        users = users.to(population.embeddings.device)
+        self._campaign = Campaign(
+            self.market,
+            worlds,
+            start=start,
+            users=users,
+            budget=UNLIMITED_BUDGET,
+            seed=int(rng.integers(2**62)),
         )
-        log_price = rng.uniform(np.log(self.prices.low), np.log(self.prices.high), self.num_envs)
-        self._price = torch.from_numpy(np.exp(log_price).astype(np.float32)).to(self._treated.device)
+        low, high = np.log(self.prices.low), np.log(self.prices.high)
+        spend, pressure = (
+            torch.from_numpy(drawn.astype(np.float32)).to(users.device)
+            for drawn in (np.exp(rng.uniform(low, high, self.num_envs)), rng.uniform(size=self.num_envs))
+        )
+        self._prices = DualPrices.of_first_week(spend, pressure, self.market.horizon_weeks)
+
+    def _observation(self) -> npt.NDArray[np.float32]:
+        # After the last week the prices are those of a week more, which nobody acts on.
+        left = max(self._campaign.weeks_left, 1)
+        seen = self._campaign.observation(
+            torch.as_tensor(self._prices.spend(left)), self._prices.pressure(left)
+        )
+        return seen.cpu().numpy()
 
     def reset(self) -> npt.NDArray[np.float32]:  # type: ignore[override]
         """Open the current episode and return its first observations, [n, o]."""
         self._open()
-        return self._treated.observation(self._price).cpu().numpy()
+        return self._observation()
 
     def step_async(self, actions: npt.NDArray[np.int64]) -> None:
         """Remember the offers, [n]."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Let the week happen in both arms; at the campaign's end open the next episode."""
-        offer = torch.from_numpy(np.asarray(self._actions, dtype=np.int64)).to(self._price.device)
-        weeks_left = self._treated.weeks_left
-        outcome, treated = self._treated.step_with_expectation(offer)
-        _, control = self._control.step_with_expectation()
-        cost = treated.discount + to_currency(outcome.delivery).float()
-        incremental = treated.margin - control.margin
+        """Let the week happen; at the campaign's end open the next episode."""
+        offer = torch.from_numpy(np.asarray(self._actions, dtype=np.int64)).to(self._campaign.device)
+        weeks_left = self._campaign.weeks_left
+        after = self.visit_value.after(self._campaign)
+        outcome, expected = self._campaign.step_with_expectation(offer)
+        cost = expected.discount + to_currency(outcome.delivery).float()
+        incremental = incremental_margin(expected, after)
         reserved = to_currency(outcome.reserved).float()
-        reward = (incremental - self._price * (cost + reserved / weeks_left)) / self.reward_scale
+        charge = self._prices.spend(weeks_left) * cost + self._prices.reserve(weeks_left) * reserved
+        reward = (incremental - charge) / self.reward_scale
         self.totals["reward"] += float(reward.sum())
         self.totals["incremental_margin"] += float(incremental.sum())
         self.totals["cost"] += float(cost.sum())
         self.totals["user_weeks"] += self.num_envs
-        done = self._treated.done
-        observation = self._treated.observation(self._price).cpu().numpy()
+        done = self._campaign.done
+        observation = self._observation()
         infos: list[dict[str, Any]] = [{}] * self.num_envs
         if done:
             infos = [{"terminal_observation": row, "TimeLimit.truncated": False} for row in observation]
@@ -137,32 +161,10 @@ class TrainingMarket(VecEnv):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Return what may be sent to whom, [n, K]."""
-        return self._treated.mask.cpu().numpy()
+        return self._campaign.mask.cpu().numpy()
 
     def take_totals(self) -> dict[str, float]:
         """Return the sums since the last call, and start anew."""
         totals = dict(self.totals)
         self.totals = dict.fromkeys(totals, 0.0)
         return totals
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return the attribute for each index."""
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set the attribute; it is shared by all users."""
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call a method once and return its rows, one per index."""
-        result = getattr(self, method_name)(*method_args, **method_kwargs)
-        return [result[index] for index in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """No user is wrapped."""
-        return [False for _ in self._get_indices(indices)]

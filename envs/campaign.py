@@ -216,9 +216,9 @@ class Campaign:
             self._mask = action_mask(self.state, self.spec.offers)
         return self._mask
 
-    def observation(self, dual_price: torch.Tensor) -> torch.Tensor:
-        """Return observation rows [n, o] at dual prices [n]."""
-        return observe(self.prediction, self.state.embedding, self.mask, dual_price)
+    def observation(self, dual_price: torch.Tensor, pressure: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Return observation rows [n, o] at dual prices [n]; ``pressure`` as in :func:`observe`."""
+        return observe(self.prediction, self.state.embedding, self.mask, dual_price, pressure)
 
     def restore(self, state: MarketState) -> None:
         """Go back, or forward, to a state of this campaign."""

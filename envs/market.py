@@ -168,16 +168,31 @@ def initial_state(
     )
 
 
+def messages_left(messages: torch.Tensor, offers: OfferTensors) -> torch.Tensor:
+    """Return how many messages the frequency cap leaves now.
+
+    Args:
+        messages: [n] int64, bit k - 1 is whether a message was sent k weeks ago.
+        offers: the catalogue.
+
+    Returns:
+        [n] int64; MOST_REMEMBERED_WEEKS where there is no cap.
+    """
+    if offers.cap is None:
+        return torch.full_like(messages, MOST_REMEMBERED_WEEKS)
+    sent = torch.zeros_like(messages)
+    for k in range(offers.cap.weeks - 1):
+        sent += (messages >> k) & 1
+    return offers.cap.messages - sent
+
+
 def action_mask(state: MarketState, offers: OfferTensors) -> torch.Tensor:
     """Return which offers may be sent to whom, [n, K] bool; sending nothing always may.
 
     No message after opt-out or above the frequency cap, no second coupon while one is held, nothing dearer
     than what is left.
     """
-    reachable = state.opted_in
-    if offers.cap is not None:
-        sent = sum((state.messages >> k) & 1 for k in range(offers.cap.weeks - 1))
-        reachable = reachable & (sent < offers.cap.messages)
+    reachable = state.opted_in & (messages_left(state.messages, offers) > 0)
     single = ~state.coupons.held[:, None] | ~offers.coupon
     affordable = offers.delivery_cost + offers.liability <= state.ledger.available
     return (reachable[:, None] | ~offers.message) & single & affordable
@@ -365,7 +380,7 @@ def _live_in_blocks(
         redeemed=column(torch.bool),
         discount=column(),
         history=history,
-        expectation=Expectation(column(), column(), column()) if expect else None,
+        expectation=Expectation(*(column() for _ in fields(Expectation))) if expect else None,
     )
     for k, rows in blocks(n, world.member, device):
         if isinstance(rows, slice):

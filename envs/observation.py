@@ -16,7 +16,7 @@ from encoders.history import USER_FEATURES, HistoryState, user_features
 from encoders.response_kernel import WeekCoefficients
 from envs.blocks import blocks, padded, taken
 from envs.coupons import DealMemory, HeldCoupons
-from envs.market import MarketState
+from envs.market import MarketState, messages_left
 from envs.money import to_currency
 from envs.offers import OfferTensors
 from envs.simulator import Outlook, Simulator
@@ -33,10 +33,13 @@ CONTEXT_FEATURES = (
     "coupon_weeks_left",
     "weeks_left",
     "visit_trend",
+    "messages_left",
     "log_dual_price",
+    "pressure",
 )
 OFFER_FEATURES = ("uplift", "cost", "reserve", "allowed")
 LOG_DUAL_PRICE = CONTEXT_FEATURES.index("log_dual_price")
+PRESSURE = CONTEXT_FEATURES.index("pressure")
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,34 @@ class Prediction:
         slots: [n, M] recommended category indices, best first.
         uplift: [n, K] expected margin of sending the offer now, over sending nothing, while it is valid.
         cost: [n, K] expected cost to the budget of sending it.
-        reserve: [K] liability that sending it reserves, times the share of the weeks left in which it does.
-            Where the cap binds alike in all weeks, keeping a unit reserved for w of the W weeks left costs
-            w / W of what spending it costs: spent money is missing in all W weeks, reserved money in w.
+        reserved: [K] liability that sending it reserves, times the share of the weeks left in which it does.
+        at_end: [K] the liability if it may still be reserved in the campaign's last week, else 0.
         context: [n, len(CONTEXT_FEATURES)] with the dual price still at 1.
     """
 
     slots: torch.Tensor
     uplift: torch.Tensor
     cost: torch.Tensor
-    reserve: torch.Tensor
+    reserved: torch.Tensor
+    at_end: torch.Tensor
     context: torch.Tensor
 
-    @property
-    def budget_use(self) -> torch.Tensor:
-        """[n, K] what sending an offer takes from the budget: expected cost plus reserve."""
-        return self.cost + self.reserve
+    def reserve(self, pressure: torch.Tensor | float) -> torch.Tensor:
+        """Return what keeping an offer's liability reserved costs, in units of money spent, [K] or [n, K].
+
+        The budget must hold in every week: spent so far plus reserved. A unit spent is missing in all W weeks
+        left, a unit reserved for w weeks only in those. If the cap binds alike in all weeks (pressure 1), the
+        reserved unit costs w / W of the spent one; if only at the campaign's end (pressure 0), it costs as
+        much as the spent one where it is still reserved then, and nothing where it is free again.
+
+        Args:
+            pressure: share of the dual price that comes from all weeks alike, in [0, 1]; one or [n, 1].
+        """
+        return pressure * self.reserved + (1.0 - pressure) * self.at_end
+
+    def budget_use(self, pressure: torch.Tensor | float) -> torch.Tensor:
+        """Return what sending an offer takes from the budget, [n, K]: expected cost plus reserve."""
+        return self.cost + self.reserve(pressure)
 
 
 @dataclass(frozen=True)
@@ -152,12 +167,19 @@ def predict(state: MarketState, shop: Shop, calendar: PromotionCalendar, weeks_l
     for _, rows in blocks(n, None, device):
         m = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         chosen = rows if isinstance(rows, slice) else padded(rows)
-        part = _predict_block(_ShopView.of(state, chosen), shop, calendar, week, weeks_left)
+        part = _predict_block(_ShopView.of(state, offers, chosen), shop, calendar, week, weeks_left)
         for whole, found in zip((slots, uplift, cost, context), part, strict=True):
             whole[rows] = found[:m]
     weeks = offers.validity_weeks.clamp(max=weeks_left)
-    reserve = to_currency(offers.liability) * weeks / max(weeks_left, 1)
-    return Prediction(slots=slots, uplift=uplift, cost=cost, reserve=reserve.float(), context=context)
+    liability = to_currency(offers.liability)
+    return Prediction(
+        slots=slots,
+        uplift=uplift,
+        cost=cost,
+        reserved=(liability * weeks / max(weeks_left, 1)).float(),
+        at_end=(liability * (weeks >= max(weeks_left, 1))).float(),
+        context=context,
+    )
 
 
 @dataclass(frozen=True)
@@ -168,16 +190,18 @@ class _ShopView:
     embedding: torch.Tensor
     believed_fatigue: torch.Tensor
     opted_in: torch.Tensor
+    messages_left: torch.Tensor
     coupons: HeldCoupons
     deals: DealMemory
 
     @classmethod
-    def of(cls, state: MarketState, rows: torch.Tensor | slice) -> _ShopView:
+    def of(cls, state: MarketState, offers: OfferTensors, rows: torch.Tensor | slice) -> _ShopView:
         return cls(
             state.history.rows(rows),
             taken(state.embedding, rows),
             taken(state.believed_fatigue, rows),
             taken(state.opted_in, rows),
+            messages_left(taken(state.messages, rows), offers),
             state.coupons.rows(rows),
             state.deals.rows(rows),
         )
@@ -237,7 +261,9 @@ def _predict_block(
             users.coupons.weeks_left[:, None],
             torch.full_like(base_visit, weeks_left)[:, None],
             calendar.visit_trend.expand(n)[:, None],
-            torch.zeros_like(base_visit)[:, None],
+            users.messages_left[:, None],
+            # The dual price and its pressure are the asker's.
+            torch.zeros_like(base_visit)[:, None].expand(-1, 2),
         ],
         dim=1,
     )
@@ -265,7 +291,11 @@ def _recommend(
 
 
 def observe(
-    prediction: Prediction, embedding: torch.Tensor, mask: torch.Tensor, dual_price: torch.Tensor
+    prediction: Prediction,
+    embedding: torch.Tensor,
+    mask: torch.Tensor,
+    dual_price: torch.Tensor,
+    pressure: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """Return observation rows [n, o] for a dual price per user, [n].
 
@@ -274,9 +304,12 @@ def observe(
         embedding: [n, d].
         mask: [n, K] bool, offers that may be sent.
         dual_price: [n] λ > 0: margin that a unit of budget must bring.
+        pressure: in [0, 1], one or [n]; see :meth:`Prediction.reserve`.
     """
     context = prediction.context.clone()
     context[:, LOG_DUAL_PRICE] = torch.log(dual_price)
-    reserve = prediction.reserve.expand_as(prediction.cost)
+    context[:, PRESSURE] = pressure
+    column = context[:, PRESSURE, None]
+    reserve = prediction.reserve(column).expand_as(prediction.cost)
     blocks = [context, embedding, prediction.uplift, prediction.cost, reserve, mask.float()]
     return torch.cat(blocks, dim=1)

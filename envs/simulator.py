@@ -65,11 +65,15 @@ class Expectation:
         visit: [n] probability of a visit.
         margin: [n] contribution margin before coupon cost, currency.
         discount: [n] redeemed discount, currency.
+        idle_visit: [n] what ``visit`` would be had the user got no message and held no coupon.
+        idle_margin: [n] what ``margin`` would be then.
     """
 
     visit: torch.Tensor
     margin: torch.Tensor
     discount: torch.Tensor
+    idle_visit: torch.Tensor
+    idle_margin: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -283,11 +287,13 @@ class Simulator:
             receptivity: [n] as in :meth:`visit_lift`.
         """
         lift = self.visit_lift(message, fatigue, held, receptivity)
-        visit = torch.sigmoid(outlook.visit_logit + lift)
+        visit, idle = torch.sigmoid(outlook.visit_logit + lift), torch.sigmoid(outlook.visit_logit)
         return Expectation(
             visit=visit,
             margin=self.margin_of_spend(visit * outlook.basket, visit * coupon.gain),
             discount=visit * coupon.discount,
+            idle_visit=idle,
+            idle_margin=self.margin_of_spend(idle * outlook.basket),
         )
 
     def held_terms(self, outlook: Outlook, shelf_depth: torch.Tensor, coupons: HeldCoupons) -> CouponTerms:

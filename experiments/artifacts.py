@@ -53,6 +53,7 @@ EMBEDDINGS_FILE = "embeddings.npz"
 SIMULATORS_FILE = "simulators.json"
 POLICY_FILE = "policy.safetensors"
 POLICY_SHAPE_FILE = "policy.json"
+VISIT_VALUE_FILE = "visit_value.safetensors"
 
 
 def save_module(module: nn.Module, path: Path) -> None:

@@ -383,7 +383,9 @@ def profile(
             write_json(json_file, to_json(found.to_dict()))
 
 
-explain_app = typer.Typer(help="Explain what was fitted, in numbers and words.", no_args_is_help=True)
+explain_app = typer.Typer(
+    help="Explain what was fitted and learned, in numbers and words.", no_args_is_help=True
+)
 app.add_typer(explain_app, name="explain", rich_help_panel="Look")
 
 
@@ -402,10 +404,69 @@ def explain_response(out: OutOption = None, json_file: JsonOption = None) -> Non
             write_json(json_file, to_json(found.to_dict()))
 
 
+@explain_app.command("policy")
+def explain_policy(out: OutOption = None, json_file: JsonOption = None) -> None:
+    """Explain the exported policy: which inputs drive whom it sends something, in numbers and words."""
+    with _clear_errors():
+        _check_folder_of(json_file)
+        from experiments import explain_policy as explaining
+        from experiments.manifest import to_json, write_json
+
+        found = explaining.explain_policy(_Choices("explain policy", out=out).folder)
+        explaining.show_policy(_console(), found)
+        if json_file is not None:
+            write_json(json_file, to_json(found.to_dict()))
+
+
 def _check_folder_of(json_file: Path | None) -> None:
     """Refuse a place that cannot be written to before any work is done."""
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_file}: no such folder")
+
+
+@app.command(rich_help_panel="Use")
+def compare(
+    out: OutOption = None,
+    campaigns: Annotated[
+        int, typer.Option(min=1, help="Campaigns that each policy plays at each budget.")
+    ] = 20,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that play, each on one thread; the results do not depend on them. Default: the "
+            "cores available, at most 8.",
+            rich_help_panel=_MACHINE,
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = "cpu",
+    json_file: JsonOption = None,
+) -> None:
+    """Compare a trained run's policy at length: more campaigns, traditional strategies, learners, bandits.
+
+    Keeps the tables in the run folder and draws its report anew. An interrupted comparison goes on where it
+    was.
+    """
+    choices = _Choices("compare", out=out)
+    again = [f"--campaigns {campaigns}", *([f"--workers {workers}"] if workers else [])]
+    with _clear_errors(" ".join([choices.resume_command(), *again])):
+        _check_folder_of(json_file)
+        from experiments.manifest import count_cores, to_json, write_json
+
+        threads = workers or count_cores()
+        _limit_threads(threads)
+        comparing = import_module("experiments.comparison.compare")
+        found = comparing.compare_run(
+            choices.folder,
+            campaigns=campaigns,
+            workers=workers,
+            device=_choose_device(device, threads),
+            console=_console(),
+        )
+        show_results(_console(), {"compare": found}, choices.folder)
+        if json_file is not None:
+            write_json(json_file, to_json(found))
 
 
 @app.command(rich_help_panel="Use")
@@ -443,12 +504,12 @@ def decide(
 
 @app.command(rich_help_panel="Use")
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels, market or realism.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels, market, ppo or realism.")],
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write JSON, and figures beside it."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder that realism looks at.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder that ppo and realism look at.")] = Path(
         "runs/default"
     ),
 ) -> None:

@@ -206,7 +206,7 @@ class MarketConfig(Section):
     name: ClassVar[str] = "market"
     n_users: int = setting(0, "most users that policies are judged on; 0 takes all held out", low=0)
     horizon_weeks: int = setting(8, "length of a campaign, in weeks", low=1)
-    budget_per_user: float = setting(0.2, "subsidy budget of a campaign, per user", above=0.0)
+    budget_per_user: float = setting(0.05, "subsidy budget of a campaign, per user", above=0.0)
     margin_rate: float = setting(0.28, "contribution margin as a share of spend", above=0.0, high=1.0)
     catalogue: str = setting(
         "", "path of an offer catalogue; empty takes the built-in one", file=True, names=("",)
@@ -239,18 +239,19 @@ class PpoConfig(Section):
     """Training of the PPO policy."""
 
     name: ClassVar[str] = "ppo"
-    total_steps: int = setting(1_000_000, "user-weeks of experience", low=1)
-    n_envs: int = setting(512, "users that act side by side", low=1)
-    learning_rate: float = setting(1e-3, "learning rate of Adam", above=0.0)
+    total_steps: int = setting(3_000_000, "user-weeks of experience", low=1)
+    n_envs: int = setting(4096, "users that act side by side", low=1)
+    learning_rate: float = setting(1.5e-3, "peak learning rate of Adam, falling to a fiftieth", above=0.0)
     n_epochs: int = setting(4, "passes over each rollout", low=1)
-    batch_size: int = setting(1024, "decisions a gradient step", low=2)
-    gae_lambda: float = setting(0.95, "lambda of generalised advantage estimation", low=0.0, high=1.0)
+    batch_size: int = setting(2048, "decisions a gradient step", low=2)
+    gae_lambda: float = setting(0.7, "lambda of generalised advantage estimation", low=0.0, high=1.0)
     discount_factor: float = setting(1.0, "discount of later rewards", above=0.0, high=1.0)
-    entropy: float = setting(0.01, "weight of the entropy bonus", low=0.0)
+    entropy: float = setting(0.02, "weight of the entropy bonus at the start", low=0.0)
+    final_entropy: float = setting(0.006, "weight of the entropy bonus at the end", low=0.0)
     clip_range: float = setting(0.2, "PPO clip range", above=0.0, high=1.0)
-    hidden: int = setting(128, "width of the policy's hidden layers", low=1)
+    hidden: int = setting(64, "width of the policy's hidden layers", low=1)
     temperature: float = setting(
-        0.5, "softmax temperature of the policy that is judged and exported; training is at 1", above=0.0
+        0.3, "softmax temperature of the policy that is judged and exported; training is at 1", above=0.0
     )
 
 
@@ -259,7 +260,10 @@ class EvaluateConfig(Section):
     """Judging policies on the market and from logged data."""
 
     name: ClassVar[str] = "evaluate"
-    campaigns: int = setting(6, "campaigns simulated for each policy", low=1)
+    campaigns: int = setting(12, "campaigns simulated for each policy", low=1)
+    frontier_campaigns: int = setting(
+        3, "campaigns, at most, at budgets that only show what more money brings", low=1
+    )
     log_users: int = setting(2000, "users in the logged data for off-policy evaluation", low=2)
     n_bootstrap: int = setting(1000, "bootstrap resamples of an interval", low=2)
     budgets: tuple[float, ...] = setting(

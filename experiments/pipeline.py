@@ -29,6 +29,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from experiments import manifest
+from experiments.comparison.record import KEY, load_comparison
 from experiments.config import SECTIONS, ConfigError, RunConfig, section_to_dict
 from experiments.manifest import CHECKPOINT_FOLDER, STATE_FOLDER, StageRecord
 from experiments.progress import EventLog, Reporter
@@ -104,7 +105,7 @@ def run_pipeline(
     """
     check_stages(stages)
     wanted = _wanted(stages, request)
-    with _locked(request.out), EventLog(request.out / "events.jsonl") as events:
+    with locked(request.out), EventLog(request.out / "events.jsonl") as events:
         return _Run(stages, request, console or Console(), events).execute(wanted)
 
 
@@ -149,8 +150,13 @@ def _wanted(stages: Sequence[Stage], request: RunRequest) -> list[Stage]:
 
 
 @contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Hold a run folder, created if absent, against other processes; the kernel frees it on any death."""
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder, created if absent, against other processes; the kernel frees it on any death.
+
+    Raises:
+        ConfigError: the folder holds something else, or cannot be written to.
+        StageError: another process holds it.
+    """
     state = run / STATE_FOLDER
     try:
         # Stages empty their folders, so a folder that holds anything else is never adopted.
@@ -371,6 +377,10 @@ class _Run:
         )
         records = {stage.name: manifest.read_record(self.request.out, stage.name) for stage in complete}
         results["timing"] = {name: round(record.seconds, 3) for name, record in records.items() if record}
+        market = section_to_dict(self.request.config.market)
+        compared = load_comparison(self.request.out, market, self.request.seed, self.ledger.digests)
+        if compared is not None:
+            results[KEY] = compared
         manifest.write_json(self.request.out / RESULTS_FILE, results)
         self._write_manifest()
         return results

@@ -11,6 +11,7 @@ from rich.table import Table
 
 _POLICY_COLUMNS = {
     "name": "policy",
+    "pacing": "pacing",
     "budget": "budget",
     "spend": "spend",
     "utilisation": "utilisation",
@@ -18,6 +19,16 @@ _POLICY_COLUMNS = {
     "interval": "95% interval",
     "world_low": "lowest simulator",
     "world_high": "highest simulator",
+}
+_COMPARISON_COLUMNS = {
+    "name": "policy",
+    "baseline": "against",
+    "times": "budget",
+    "difference": "difference",
+    "interval": "95% interval",
+    "relative": "relative",
+    "spend_share": "baseline's spend",
+    "reading": "the interval",
 }
 _BACKTEST_COLUMNS = {
     "measure": "measure",
@@ -43,21 +54,27 @@ _INTERVAL = ("ci_low", "ci_high")
 
 
 def show_results(console: Console, results: Mapping[str, Any], out: Path) -> None:
-    """Print the policies, the model's back-test and the off-policy estimates, and where things are.
+    """Print the policies, their differences, the back-test, the off-policy estimates, and where things are.
 
     Args:
         console: where to.
         results: the content of ``results.json``; nothing else is printed.
         out: the run folder.
     """
+    from experiments.report.judged import judged  # the report draws, and what draws is slow to import
+
+    results = judged(results)
     if policies := results.get("policies"):
         title = "Policies, judged on simulators that trained none of them; money for all users of a campaign"
         console.print(_table(title, policies, _POLICY_COLUMNS))
+    if compared := results.get("comparison"):
+        title = "Paired differences in incremental margin, for all users of a campaign"
+        console.print(_table(title, [_read(row) for row in compared], _COMPARISON_COLUMNS))
     fidelity = results.get("fidelity") or {}
-    if compared := (results.get("backtest") or {}).get("table"):
+    if measured := (results.get("backtest") or {}).get("table"):
         split = f" on weeks {fidelity['split']}, which it has not seen" if "split" in fidelity else ""
         title = f"Response model{split}; the interval is of the difference, or of the model without a peer"
-        console.print(_table(title, [_in_percent(row) for row in compared], _BACKTEST_COLUMNS))
+        console.print(_table(title, [_in_percent(row) for row in measured], _BACKTEST_COLUMNS))
     elif fidelity:
         console.print(_fidelity_line(fidelity), markup=False, highlight=False, soft_wrap=True)
     if estimates := results.get("ope"):
@@ -77,6 +94,19 @@ def show_results(console: Console, results: Mapping[str, Any], out: Path) -> Non
     for name, path in paths.items():
         if path is not None and path.exists():
             console.print(f"{name + ':':<9}{path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _read(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A paired difference with its shares in percent, and what its interval says in words."""
+    low, high = (row.get(key) for key in _INTERVAL)
+    words = "–" if low is None or high is None else "includes 0" if low <= 0 <= high else "excludes 0"
+    shares = {
+        key: f"{value:{sign}.1%}"
+        for key, sign in (("relative", "+"), ("spend_share", ""))
+        if (value := row.get(key)) is not None
+    }
+    times = row.get("budget_multiple")
+    return {**row, **shares, "reading": words, **({} if times is None else {"times": f"× {times:g}"})}
 
 
 def _in_percent(row: Mapping[str, Any]) -> dict[str, Any]:

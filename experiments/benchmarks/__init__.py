@@ -140,9 +140,10 @@ def _run_module(name: str, request: Request) -> list[Row]:
     return rows
 
 
-_OF_A_RUN = frozenset({"realism"})
+_OF_A_RUN = frozenset({"ppo", "realism", "robustness"})
 
 BENCHMARKS: dict[str, Callable[[Request], list[Row]]] = {
-    name: partial(_run_module, name) for name in ("encoder", "labels", "market", "realism")
+    name: partial(_run_module, name)
+    for name in ("encoder", "labels", "market", "ppo", "realism", "robustness", "tabular")
 }
 """Every benchmark by name; a value imports its module when called."""

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from experiments.manifest import write_text
 from experiments.report.backtest_section import fidelity_finding, fidelity_section
 from experiments.report.campaign_sections import offers_section, pacing_section
+from experiments.report.frontier_section import frontier_section
+from experiments.report.judged import judged
 from experiments.report.model_sections import (
     data_section,
     encoder_section,
@@ -25,6 +27,7 @@ from experiments.report.policy_sections import (
     headline,
     policies_section,
 )
+from experiments.report.reach_sections import exposure_section, who_section
 from experiments.report.standing import standing_of
 from experiments.report.wording import (
     ABSENT,
@@ -43,7 +46,10 @@ Results = Mapping[str, Any]
 
 SECTIONS: tuple[tuple[str, str, Callable[[Results], Section | None]], ...] = (
     ("policies", "What the policies earn", policies_section),
-    ("pacing", "Spend against plan", pacing_section),
+    ("frontier", "What more budget buys", frontier_section),
+    ("pacing", "Spend and commitment against plan", pacing_section),
+    ("who", "Who gets what", who_section),
+    ("exposure", "Exposure by age, income and household", exposure_section),
     ("offers", "What was sent", offers_section),
     ("ope", "Offline evaluation", ope_section),
     ("fidelity", "How well the model predicts", fidelity_section),
@@ -55,6 +61,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], Section | None]], ...] = (
     ("timing", "Time", timing_section),
 )
 """What the reader decides on comes first, what it rests on after."""
+
+_NEWER = {"frontier", "who", "exposure"}
+"""What an evaluation may lack: it judged one budget, or is of an earlier version."""
 
 
 def build_report(results: Results, folder: Path, *, title: str) -> Path:
@@ -68,11 +77,12 @@ def build_report(results: Results, folder: Path, *, title: str) -> Path:
     Returns:
         Path of the file.
     """
+    results = judged(results)
     sections, absent = [], []
     for key, heading, build in SECTIONS:
         section = build(results)
         if section is None:
-            sentence = f"The stage that gives this has not run: results.json holds no “{_part_of(key)}”."
+            sentence = _absence(key, results)
             section = Section(key, heading, sentence, [])
             absent.append(heading)
         sections.append(section)
@@ -99,6 +109,14 @@ def build_report(results: Results, folder: Path, *, title: str) -> Path:
     path = folder / "index.html"
     write_text(path, page)
     return path
+
+
+def _absence(key: str, results: Results) -> str:
+    """Say why a section is empty."""
+    holds = f"results.json holds no “{_part_of(key)}”."
+    if key in _NEWER and rows_in(results, "policies"):
+        return f"This run did not record it: {holds}"
+    return f"The stage that gives this has not run: {holds}"
 
 
 def _part_of(key: str) -> str:

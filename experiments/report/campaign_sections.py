@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from experiments.report.canvas import INK, LINE_COLOURS, MARKERS
+from experiments.report.canvas import BLUE, INK, LINE_COLOURS, MARKERS, ORANGE, trimmed
 from experiments.report.page import Block, Column, Plot, Section, Table
 from experiments.report.plots import (
     Line,
     LinePanel,
     line_panels,
     share_bars,
+    share_tick,
+    short_tick,
 )
-from experiments.report.standing import Results, multiple_of, standing_of
+from experiments.report.standing import Results, Standing, multiple_of, standing_of
 from experiments.report.wording import (
-    ABSENT,
     Currency,
     Row,
     number_in,
@@ -22,76 +24,154 @@ from experiments.report.wording import (
     plain,
     readable,
     rows_in,
+    several,
     short,
     text_in,
 )
 
 NOTHING = {"no offer", "none", "nothing"}
-MOST_CURVES = 6
+MOST_PACED, MOST_BUDGETS = 3, 5
+"""Policies and budgets with panels of their own."""
 
 
 def pacing_section(results: Results) -> Section | None:
-    """Spend against plan, and the price of budget, week by week."""
+    """Spend and commitment against plan, and the price of budget, week by week."""
     found = [row for row in rows_in(results, "pacing") if _numbers(row, "spend")]
     if not found:
         return None
     standing = standing_of(results)
     money = Currency.of_results(results)
-    multiple = min({multiple_of(row) for row in found}, key=lambda m: (abs(m - 1), m))
-    order = standing.order if standing else []
-    names = [*order, *(readable(text_in(row, "policy")) for row in found)]
-    found.sort(key=lambda row: (multiple_of(row), names.index(readable(text_in(row, "policy")))))
-    users = (
-        {(row.name, row.multiple): number_in(row.row, "n_users") for row in standing.rows} if standing else {}
-    )
+    wanted = standing.multiple if standing else 1.0
+    multiple = min({multiple_of(row) for row in found}, key=lambda m: (abs(m - wanted), m))
+    order = [*(standing.order if standing else []), *(_name(row) for row in found)]
+    found.sort(key=lambda row: (multiple_of(row), order.index(_name(row))))
     here = [row for row in found if multiple_of(row) == multiple]
-    focus = standing.focus.name if standing else readable(text_in(here[0], "policy"))
-    here.sort(key=lambda row: readable(text_in(row, "policy")) != focus)
-    look = standing.look if standing else {}
-    drawn = [row for row in here if any(_numbers(row, "spend"))][:MOST_CURVES] or here[:1]
-    divisors = [users.get((readable(text_in(row, "policy")), multiple)) for row in drawn]
-    each = all(divisors)
-    unit = f"{money.unit}{' per user' if each else ', all users'}"
-    spend, prices = [], []
-    plans = {tuple(_numbers(row, "planned")) for row in drawn} - {()}
-    for place, (row, n) in enumerate(zip(drawn, divisors, strict=True)):
-        name = readable(text_in(row, "policy"))
-        colour, shape = look.get(
-            name, (LINE_COLOURS[place % len(LINE_COLOURS)], MARKERS[place % len(MARKERS)])
-        )
-        scale = n if each and n else 1.0
-        values = [_scaled(v, scale) for v in _numbers(row, "spend")]
-        plan = [_scaled(v, scale) for v in _numbers(row, "planned")]
-        path = _numbers(row, "dual_price")
-        spend.append(Line(name, _weeks(values), values, colour, shape))
-        if plan and (len(plans) > 1 or place == 0):
-            label = f"plan of {name}" if len(plans) > 1 else "plan"
-            spend.append(Line(label, _weeks(plan), plan, colour if len(plans) > 1 else INK, "", dashed=True))
-        if path:
-            prices.append(Line(name, _weeks(path), path, colour, shape))
-    finding = _pacing_finding(here[0], focus)
-    panels = [
-        LinePanel("Spend in each week", "week of the campaign", unit, spend, plain, money.amount, True, True)
-    ]
-    if prices:
-        axis = "margin per unit of budget"
-        panels.append(
-            LinePanel("Price of budget λ", "week of the campaign", axis, prices, plain, plain, True)
-        )
-    note = f"Budget × {multiple:g}; mean over campaigns."
-    if len(here) > len(drawn):
-        note += f" The table has {len(here) - len(drawn)} more."
-    plot = Plot(finding, line_panels("pacing", finding, panels, height=2.9), note)
+    focus = standing.focus.name if standing else _name(here[0])
+    here.sort(key=lambda row: _name(row) != focus)
+    paced = {_name(row) for row in found if any(_numbers(row, "spend"))}
+    featured = [name for name in (standing.featured if standing else order) if name in paced]
+    featured = list(dict.fromkeys(featured))[:MOST_PACED] or [_name(here[0])]
+    budgets = (
+        {(row.name, row.multiple): number_in(row.row, "budget") for row in standing.rows} if standing else {}
+    )
+    finding = _pacing_finding(here[0], budgets.get((_name(here[0]), multiple)))
+    if len({multiple_of(row) for row in found}) > 1:
+        finding = f"At budget × {multiple:g} {finding}"
+    panels, left_out = _plan_panels(found, featured, multiple, budgets, money)
+    note = (
+        "Added up since the first week; mean over campaigns. What lies between the upper and the lower curve "
+        "is reserved for coupons that may still be redeemed."
+    )
+    if left_out:
+        note += f" The table has {several(left_out, 'budget')} more."
+    columns = len(panels) // len(featured) if len(panels) > len(featured) else len(panels)
+    plan = Plot(finding, line_panels("pacing", finding, panels, columns=columns, height=2.35), note)
     lead = (
         "A price λ is put on each unit of budget: the higher it is, the fewer offers go out. Each week it is "
         "set anew, so that the budget lasts to the end of the campaign."
     )
+    prices = _price_plot([row for row in here if _name(row) in featured], standing, multiple)
+    totals = _pacing_totals(here, multiple, money)
     return Section(
         "pacing",
-        "Spend against plan",
+        "Spend and commitment against plan",
         lead,
-        [[plot, _pacing_totals(here, money)], [_pacing_table(found, money)]],
+        [[plan], [prices, totals] if prices else [totals], [_pacing_table(found, money)]],
     )
+
+
+def _name(row: Row) -> str:
+    return readable(text_in(row, "policy"))
+
+
+def _plan_panels(
+    found: Sequence[Row],
+    featured: Sequence[str],
+    multiple: float,
+    budgets: Mapping[tuple[str, float], float | None],
+    money: Currency,
+) -> tuple[list[LinePanel], int]:
+    """One panel for each of some policies (rows) and budgets (columns), and how many budgets are left out."""
+    rows = {(_name(row), multiple_of(row)): row for row in found}
+    multiples = sorted({m for name, m in rows if name in featured})
+    chosen = sorted(sorted(multiples, key=lambda m: (abs(_octaves(m, multiple)), m))[:MOST_BUDGETS])
+    cells = [(name, m) for name in featured for m in chosen]
+    share = all(budgets.get(cell) for cell in cells if cell in rows)
+    panels = []
+    for name, m in cells:
+        row = rows.get((name, m), {})
+        scale = (budgets.get((name, m)) or 1.0) if share else 1.0
+        curves = (
+            ("plan", _running(_numbers(row, "planned")), INK, "", True),
+            ("spent", _running(_numbers(row, "spend")), BLUE, "o", False),
+            ("spent or reserved", _numbers(row, "committed"), ORANGE, "^", False),
+        )
+        lines = [
+            Line(label, _weeks(values), [_scaled(v, scale) for v in values], colour, marker, dashed=dashed)
+            for label, values, colour, marker, dashed in curves
+            if values
+        ]
+        panels.append(
+            LinePanel(
+                f"{trimmed(name, 28 if len(chosen) <= 3 else 14)}, × {m:g}",
+                "week of the campaign",
+                "share of the budget" if share else f"{money.unit}, all users",
+                lines,
+                plain,
+                share_tick if share else money.amount,
+                whole_x=True,
+                from_zero=True,
+                references=((1.0, "budget"),) if share else (),
+            )
+        )
+    return panels, len(multiples) - len(chosen)
+
+
+def _octaves(multiple: float, main: float) -> float:
+    """How far a budget is from the main one, in doublings."""
+    return math.log2(multiple / main) if multiple > 0 and main > 0 else math.inf
+
+
+def _running(values: Sequence[float | None]) -> list[float | None]:
+    """Running total; unknown from the first unknown week on."""
+    total: float | None = 0.0
+    found: list[float | None] = []
+    for value in values:
+        total = None if total is None or value is None else total + value
+        found.append(total)
+    return found
+
+
+def _price_plot(rows: Sequence[Row], standing: Standing | None, multiple: float) -> Plot | None:
+    """λ week by week at the main budget, on a logarithmic axis where it can be."""
+    look = standing.look if standing else {}
+    lines = []
+    for place, row in enumerate(rows):
+        path = _numbers(row, "dual_price")
+        if any(value is not None for value in path):
+            colour, shape = look.get(_name(row), (LINE_COLOURS[place], MARKERS[place]))
+            lines.append(Line(_name(row), _weeks(path), path, colour, shape))
+    if not lines:
+        return None
+    values = [value for line in lines for value in line.y if value is not None]
+    positive = min(values) > 0
+    mine = [value for value in lines[0].y if value is not None]
+    if mine[0] > 0:
+        finding = f"{lines[0].label}'s λ goes from {short(mine[0])} to {short(mine[-1])} in {len(mine)} weeks"
+    else:
+        finding = f"{lines[0].label}'s λ, week by week"
+    axis = f"λ, margin per unit of budget{' (logarithmic)' if positive else ''}"
+    panel = LinePanel(
+        "Price of budget λ",
+        "week of the campaign",
+        axis,
+        lines,
+        plain,
+        short_tick if positive else plain,
+        whole_x=True,
+        log_y=positive,
+    )
+    return Plot(finding, line_panels("prices", finding, [panel], height=2.9), f"Budget × {multiple:g}.")
 
 
 def _numbers(row: Row, key: str) -> list[float | None]:
@@ -122,59 +202,73 @@ def _drift(row: Row) -> tuple[float | None, float | None, float | None]:
     return plan, real, worst / plan if plan > 0 else None
 
 
-def _pacing_finding(row: Row, name: str) -> str:
+def _peak(row: Row) -> float | None:
+    """The most that was spent or reserved at any time."""
+    return max((value for value in _numbers(row, "committed") if value is not None), default=None)
+
+
+def _pacing_finding(row: Row, budget: float | None) -> str:
+    name = _name(row)
     plan, real, worst = _drift(row)
     if not plan or real is None:
         return f"{name}'s spend week by week"
     text = f"{name} spends {percent(real / plan, 0)} of its plan"
     if worst is not None:
-        text += f" and is never more than {percent(worst, 0)} of it ahead or behind"
+        text += f", never more than {percent(worst, 0)} of it ahead or behind"
+    peak = _peak(row)
+    if peak is not None and budget:
+        text += f"; spent and reserved, {percent(peak / budget, 0)} of the budget at the peak"
     return text
 
 
-def _pacing_totals(found: Sequence[Row], money: Currency) -> Table:
+def _pacing_totals(found: Sequence[Row], multiple: float, money: Currency) -> Table:
     rows = []
     for row in found:
         plan, real, worst = _drift(row)
-        path = [value for value in _numbers(row, "dual_price") if value is not None]
         rows.append(
             [
-                readable(text_in(row, "policy")),
-                f"× {multiple_of(row):g}",
+                _name(row),
                 money.amount(plan),
                 money.amount(real),
                 percent(worst),
-                f"{short(min(path))} to {short(max(path))}" if path else ABSENT,
+                money.amount(_peak(row)),
             ]
         )
     columns = [
         Column("policy", words=True),
-        *(Column(t) for t in ("budget", "planned", "spent", "farthest off plan", "λ")),
+        *(Column(t) for t in ("planned", "spent", "farthest off plan", "peak committed")),
     ]
-    caption = "A campaign's spend, all users; farthest off plan: the running total's largest gap"
+    caption = f"Budget × {multiple:g}; all users. Farthest off plan: the running total's largest gap"
     return Table("pacing-totals", caption, columns, rows)
 
 
 def _pacing_table(found: Sequence[Row], money: Currency) -> Table:
     rows = []
     for row in found:
-        planned, spent, price = (_numbers(row, key) for key in ("planned", "spend", "dual_price"))
+        planned, spent, committed, price, pressure = (
+            _numbers(row, key) for key in ("planned", "spend", "committed", "dual_price", "pressure")
+        )
         for week, value in enumerate(spent):
             rows.append(
                 [
-                    readable(text_in(row, "policy")),
+                    _name(row),
                     f"× {multiple_of(row):g}",
                     plain(week + 1),
                     money.amount(planned[week] if week < len(planned) else None),
                     money.amount(value),
+                    money.amount(committed[week] if week < len(committed) else None),
                     short(price[week] if week < len(price) else None),
+                    plain(pressure[week] if week < len(pressure) else None, 2),
                 ]
             )
     columns = [
         Column("policy", words=True),
-        *(Column(title) for title in ("budget", "week", "planned", "spent", "λ")),
+        *(Column(title) for title in ("budget", "week", "planned", "spent", "committed", "λ", "pressure")),
     ]
-    caption = f"Spend and price week by week, all users, {money.unit}"
+    caption = (
+        f"Spend and price week by week, all users, {money.unit}. Committed: spent or reserved once "
+        "the week's offers were sent. Pressure: how far reserves count as cost, 0 to 1"
+    )
     return Table("pacing", caption, columns, rows, folded=True)
 
 
@@ -189,7 +283,7 @@ def offers_section(results: Results) -> Section | None:
     offers.sort(key=lambda offer: offer not in nothing)
     shares: dict[tuple[float, str], dict[str, float]] = {}
     for row in found:
-        group = shares.setdefault((multiple_of(row), readable(text_in(row, "policy"))), {})
+        group = shares.setdefault((multiple_of(row), _name(row)), {})
         group[text_in(row, "offer")] = number_in(row, "share") or 0.0
     order = [*(standing.order if standing else []), *(name for _, name in shares)]
     shares = dict(sorted(shares.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
@@ -207,7 +301,7 @@ def offers_section(results: Results) -> Section | None:
         [name, f"× {m:g}", *(percent(group.get(offer)) for offer in offers)]
         for (m, name), group in shares.items()
     ]
-    table = Table("offers", "Share of user-weeks in which each offer was sent", columns, rows)
+    table = Table("offers", "Share of user-weeks in which each offer was sent", columns, rows, len(rows) > 16)
     return Section("offers", "What was sent", "", [[plot], [table], *_truth_blocks(results)])
 
 

@@ -98,8 +98,10 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     opening = svg[: svg.index(">")]
     view = re.search(r'viewBox="[^"]*"', opening)
     assert view is not None
+    # A narrow drawing that has the page's width for itself would have letters twice the size of the text.
+    room = f"max-width: {1.1 * figure.get_figwidth():.1f}in"
     head = (
-        f'<svg {view[0]} role="img" aria-label="{escape(label)}" '
+        f'<svg {view[0]} role="img" aria-label="{escape(label)}" style="{room}" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     )
     return Markup(head + svg[len(opening) :])  # matplotlib and `escape` have escaped all foreign text

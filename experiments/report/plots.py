@@ -29,7 +29,7 @@ from experiments.report.canvas import (
     to_svg,
     trimmed,
 )
-from experiments.report.wording import duration, percent, plain
+from experiments.report.wording import duration, percent, plain, short
 
 Tick = Callable[[float, int], str]
 """Writes a value at an axis, given the decimals that tell the ticks apart."""
@@ -89,7 +89,21 @@ class Line:
 
 @dataclass(frozen=True)
 class LinePanel:
-    """Curves on common axes."""
+    """Curves on common axes.
+
+    Attributes:
+        title: what is special about this panel.
+        x_axis: quantity and unit.
+        y_axis: quantity and unit.
+        lines: curves.
+        x_tick: writes a value at the axis.
+        y_tick: writes a value at the axis.
+        whole_x: ticks at whole numbers only.
+        from_zero: the upright axis starts at 0.
+        log_x: where the ticks of a logarithmic x axis stand; empty for a linear axis.
+        log_y: the upright axis is logarithmic; all values are positive.
+        references: heights at which a line is drawn, and what they are.
+    """
 
     title: str
     x_axis: str
@@ -99,6 +113,43 @@ class LinePanel:
     y_tick: Tick = plain
     whole_x: bool = False
     from_zero: bool = False
+    log_x: Sequence[float] = ()
+    log_y: bool = False
+    references: Sequence[tuple[float, str]] = ()
+
+
+@dataclass(frozen=True)
+class DotSeries:
+    """One policy's values in the order of a panel's groups; hollow where they rest on little."""
+
+    label: str
+    values: Sequence[float | None]
+    colour: str = BLUE
+    marker: str = "o"
+    hollow: Sequence[bool] = ()
+
+
+@dataclass(frozen=True)
+class GroupPanel:
+    """Values of groups, several series beside each other.
+
+    Attributes:
+        title: how users are divided.
+        axis: quantity and unit.
+        groups: from top to bottom.
+        series: each with a value for every group.
+        reference: value at which a line is drawn.
+        reference_label: what that value is.
+        tick: writes a value at the axis.
+    """
+
+    title: str
+    axis: str
+    groups: Sequence[str]
+    series: Sequence[DotSeries]
+    reference: float | None = None
+    reference_label: str = ""
+    tick: Tick = plain
 
 
 @dataclass(frozen=True)
@@ -226,15 +277,60 @@ def _draw_lines(axes: Axes, panel: LinePanel) -> None:
             label=trimmed(line.label, 40),
         )
     axes.margins(0.06)
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.whole_x))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if panel.log_x:
+        axes.set_xscale("log")
+        axes.set_xlim(min(panel.log_x) / 1.25, max(panel.log_x) * 1.25)  # the same for panels with gaps
+        axes.xaxis.set_major_locator(FixedLocator(_spread(panel.log_x)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.whole_x))
+    heights = [height for height, _ in panel.references]
+    known = [y for line in panel.lines for y in line.y if y is not None] + heights
+    if panel.log_y and known:
+        ends = min(known) / 1.3, max(known) * 1.3
+        axes.set_yscale("log")
+        axes.set_ylim(*ends)
+        axes.yaxis.set_major_locator(FixedLocator(_round_steps(*ends)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        if panel.from_zero:
+            axes.set_ylim(
+                bottom=0, top=1.15 * max(heights) if heights and max(heights) >= 0.99 * max(known) else None
+            )
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    for height, words in panel.references:
+        axes.axhline(height, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(
+            words,
+            (0.01, height),
+            (0, 1.5),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=7.5,
+        )
     axes.xaxis.set_major_formatter(_Ticks(panel.x_tick))
     axes.yaxis.set_major_formatter(_Ticks(panel.y_tick))
     axes.set_xlabel(_folded(panel.x_axis, axes, across=True))
     axes.set_ylabel(_folded(panel.y_axis, axes, across=False))
     axes.set_title(panel.title)
+
+
+def _spread(ticks: Sequence[float]) -> list[float]:
+    """Drop ticks of a logarithmic axis that would run into the one before; seven or so remain."""
+    kept: list[float] = []
+    least = (max(ticks) / min(ticks)) ** 0.13
+    for tick in sorted(ticks):
+        if not kept or tick / kept[-1] >= least:
+            kept.append(tick)
+    return kept
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis: 1, 2 and 5 of each power of ten, fewer where there are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    leads = (1, 2, 5) if len(powers) <= 3 else (1,)
+    return [m * 10.0**e for e in powers for m in leads if low <= m * 10.0**e <= high]
 
 
 def _folded(text: str, axes: Axes, *, across: bool) -> str:
@@ -244,6 +340,69 @@ def _folded(text: str, axes: Axes, *, across: bool) -> str:
     rows, columns = spec.get_gridspec().get_geometry()
     width, height = axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
     return textwrap.fill(text, max(16, int(12 * (width / columns if across else height / rows))))
+
+
+def group_dots(name: str, label: str, panels: Sequence[GroupPanel], columns: int = 1) -> Markup:
+    """Draw for each group of users the values of several series, beside each other on one line."""
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    heights = [
+        0.95 + 0.25 * max(len(p.groups) for p in panels[r * columns : (r + 1) * columns]) for r in range(rows)
+    ]
+    with drawing():
+        figure = new_figure(FULL if columns > 1 else HALF, sum(heights) + 0.3)
+        grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.set_visible(False)
+                continue
+            left = panels[place - 1] if place % columns else None
+            _draw_groups(
+                axes, panels[place], repeats=left is not None and left.groups == panels[place].groups
+            )
+        _legend(figure)
+        return to_svg(figure, name, label)
+
+
+def _draw_groups(axes: Axes, panel: GroupPanel, *, repeats: bool) -> None:
+    for y, across in enumerate(zip(*(series.values for series in panel.series), strict=True)):
+        known = [value for value in across if value is not None]
+        if len(known) > 1:
+            axes.plot((min(known), max(known)), (y, y), color=PALE, linewidth=2.5, zorder=1)
+    for place, series in enumerate(panel.series):
+        # A little above and below the line, so that equal values do not hide each other.
+        offset = 0.16 * (place - (len(panel.series) - 1) / 2)
+        look = {"marker": series.marker, "markersize": 6.5, "linestyle": "none", "color": series.colour}
+        axes.plot([], [], label=trimmed(series.label), **look)  # type: ignore[arg-type]
+        for y, value in enumerate(series.values):
+            if value is not None:
+                hollow = bool(series.hollow) and series.hollow[y]
+                face = "white" if hollow else series.colour
+                axes.plot(value, y + offset, markerfacecolor=face, zorder=3, **look)  # type: ignore[arg-type]
+    if panel.reference is not None:
+        axes.axvline(panel.reference, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        axes.annotate(
+            panel.reference_label,
+            (panel.reference, -0.75),
+            va="center",
+            ha="center",
+            fontsize=8,
+            bbox=box,
+        )
+    axes.set_ylim(len(panel.groups) - 0.5, -1.1 if panel.reference_label else -0.6)
+    values = [value for series in panel.series for value in series.values if value is not None]
+    low, high = min([*values, 0.0]), max([*values, 0.0])
+    room = 0.06 * (high - low) or 1.0
+    axes.set_xlim(low - (room if low < 0 else 0.0), high + room)
+    axes.set_yticks(range(len(panel.groups)), ["" if repeats else trimmed(group) for group in panel.groups])
+    axes.tick_params(axis="y", length=0, pad=9)
+    axes.grid(axis="y", linestyle=":")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_Ticks(panel.tick))
+    axes.set_xlabel(_folded(panel.axis, axes, across=True))
+    axes.set_title(panel.title)
 
 
 def _legend(figure: Figure) -> None:
@@ -434,6 +593,11 @@ def time_bars(name: str, label: str, seconds: Mapping[str, float]) -> Markup:
 def share_tick(value: float, digits: int) -> str:
     """Write a fraction as a percentage at an axis."""
     return percent(value, max(0, digits - 2))
+
+
+def short_tick(value: float, _: int) -> str:
+    """Write a value at a logarithmic axis, whose ticks need not have equally many decimals."""
+    return short(value)
 
 
 def compact(value: float, digits: int = 0) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from experiments.report.canvas import BLUE, GREY, INK
+from experiments.report.gain_blocks import gain_blocks
 from experiments.report.page import Block, Column, Plot, Section, Table
 from experiments.report.plots import (
     DotPanel,
-    Line,
-    LinePanel,
     Mark,
     dot_panels,
-    line_panels,
 )
 from experiments.report.standing import (
     EQUAL_SPEND,
@@ -25,6 +23,7 @@ from experiments.report.standing import (
 )
 from experiments.report.wording import (
     ABSENT,
+    listed,
     number_in,
     percent,
     plain,
@@ -33,6 +32,11 @@ from experiments.report.wording import (
 )
 
 EQUAL_SPEND_WORDS = f"to within {percent(EQUAL_SPEND[1] - 1, 0)}"
+READING = {None: ABSENT, True: "includes 0: not told apart", False: "excludes 0"}
+MOST_ROOM = 5.0
+"""How much further than the nearest contenders an axis of differences goes."""
+MOST_ROWS, MOST_BESIDE = 16, 8
+"""Rows of a table that is not divided, and of a plot that leaves room for another beside it."""
 
 
 def headline(standing: Standing) -> str:
@@ -70,16 +74,17 @@ def policies_section(results: Results) -> Section | None:
     plots: list[Plot] = [_margin_plot(standing)]
     if standing.differences:
         plots.append(_difference_plot(standing))
-    blocks: list[Block] = [plots] if len(standing.multiples) == 1 else [[plot] for plot in plots]
-    if len(standing.multiples) > 1:
-        blocks.append([_frontier_plot(standing), _frontier_table(standing)])
-    blocks += [[_policy_table(standing)], [_ledger_table(standing)]]
+    across = len(standing.multiples) == 1 and len(standing.rows) <= MOST_BESIDE
+    blocks: list[Block] = [*([table] for table in _policy_tables(standing))]
+    gains = gain_blocks(standing, _across(standing.multiples))
+    blocks += [plots, *gains] if across else [plots[:1], *gains, *([plot] for plot in plots[1:])]
+    blocks += [[_totals_table(standing)], [_ledger_table(standing)]]
     if standing.differences:
         blocks.append([_difference_table(standing)])
     lead = (
         "Incremental margin is what a campaign earns above sending nothing, before the subsidy is paid; "
-        "“less spend” takes the spend off. Policies face the same users, weeks and luck. These are simulated "
-        "campaigns, not a field test."
+        "“less spend”, among the totals, takes the spend off. Policies face the same users, weeks and luck. "
+        "These are simulated campaigns, not a field test."
     )
     return Section("policies", "What the policies earn", lead, blocks)
 
@@ -134,12 +139,15 @@ def _across(panels: Sequence[object]) -> int:
 
 def _difference_plot(standing: Standing) -> Plot:
     money = standing.currency
+    # The margins are differences to sending nothing already, and would flatten all others here.
+    shown = [d for d in standing.differences if d.baseline.lower() != NO_OFFER] or list(standing.differences)
+    mine = all(d.name == standing.focus.name for d in shown)
     panels = []
     for multiple in standing.multiples:
-        here = [d for d in standing.differences if d.multiple == multiple]
+        here = [d for d in shown if d.multiple == multiple]
         marks = [
             Mark(
-                f"{d.name} − {d.baseline}",
+                d.baseline if mine else f"{d.name} − {d.baseline}",
                 d.value,
                 d.low,
                 d.high,
@@ -150,16 +158,37 @@ def _difference_plot(standing: Standing) -> Plot:
             for d in here
         ]
         if marks:
-            axis = f"difference per user and campaign ({money.unit})"
+            lead = f"lead of {standing.focus.name}" if mine else "difference"
+            axis = f"{lead} per user and campaign ({money.unit})"
             title = _budget_title(standing, multiple)
-            panels.append(DotPanel(title, axis, marks, reference=0.0, tick=money.amount))
-    here = [d for d in standing.differences if d.multiple == standing.multiple] or list(standing.differences)
-    mine = [d for d in here if d.name == standing.focus.name] or here
-    finding = _difference_finding(mine) + _at_budget(standing)
+            limits = _room(here, standing)
+            panels.append(DotPanel(title, axis, marks, reference=0.0, limits=limits, tick=money.amount))
+    here = [d for d in shown if d.multiple == standing.multiple] or shown
+    counted = [d for d in here if d.name == standing.focus.name] or here
+    finding = _difference_finding(counted) + _at_budget(standing)
     note = "Paired, campaign by campaign. Filled: the interval excludes 0. Hollow: it includes 0."
+    if len(here) > 1:
+        note += " Each interval is for one difference alone: about one in twenty misses the truth by chance."
+    if any(panel.limits for panel in panels):
+        note += " Arrows: further out than the axis goes, so that near ones can be told apart."
     if any(d.at_equal_spend is False for d in standing.differences):
         note += f" Grey with †: not at equal spend {EQUAL_SPEND_WORDS}; the table has the shares."
     return Plot(finding, dot_panels("comparison", finding, panels, columns=_across(panels)), note)
+
+
+def _room(differences: Sequence[Difference], standing: Standing) -> tuple[float, float] | None:
+    """Limits that leave room for the nearest contenders; None where all others are as near."""
+
+    def ends(found: Sequence[Difference]) -> list[float]:
+        return [end for d in found for end in (d.value, d.low, d.high) if end is not None]
+
+    near = [d for d in differences if d.baseline in standing.featured]
+    widest = MOST_ROOM * max((abs(end) for end in ends(near)), default=0.0)
+    known = ends(differences)
+    if not widest or max(abs(end) for end in known) <= widest:
+        return None
+    room = 0.05 * widest
+    return max(min([*known, 0.0]) - room, -widest), min(max([*known, 0.0]) + room, widest)
 
 
 def _difference_colour(difference: Difference, standing: Standing) -> str:
@@ -194,96 +223,84 @@ def _spend_words(difference: Difference) -> str:
     return f"spends {percent(share, digits)} of {difference.name}'s: not at equal spend"
 
 
-def _frontier_plot(standing: Standing) -> Plot:
-    money, look = standing.currency, standing.look
-    lines = []
-    for name in standing.order:
-        found = sorted((r for r in standing.rows if r.name == name), key=lambda r: r.multiple)
-        if all(row.spend in (0, None) for row in found):
-            continue  # sending nothing has no frontier
-        colour, shape = look[name]
-        columns = [[getattr(row, key) for row in found] for key in ("spend", "margin", "low", "high")]
-        lines.append(Line(name, columns[0], columns[1], colour, shape, low=columns[2], high=columns[3]))
-    finding = _frontier_finding(standing)
-    panel = LinePanel(
-        "",
-        f"spend per user and campaign ({money.unit})",
-        f"incremental margin per user ({money.unit})",
-        lines,
-        x_tick=money.amount,
-        y_tick=money.amount,
-    )
-    svg = line_panels("frontier", finding, [panel], height=4.2)
-    return Plot(finding, svg, "One mark a budget, at the spend realised; upright bars are intervals.")
+def _policy_tables(standing: Standing) -> list[Table]:
+    """What is compared, in one table, or in one for each budget where there are many rows."""
+    if len(standing.rows) <= MOST_ROWS or len(standing.multiples) == 1:
+        return [_policy_table(standing, standing.multiples, "policies", folded=False)]
+    tables = [_policy_table(standing, [standing.multiple], "policies", folded=False)]
+    others = [multiple for multiple in standing.multiples if multiple != standing.multiple]
+    return tables + [_policy_table(standing, [m], f"policies-{m:g}", folded=True) for m in others]
 
 
-def _frontier_finding(standing: Standing) -> str:
-    wins = clear = 0
-    for multiple in standing.multiples:
-        mine = next((row.margin for row in standing.at(multiple) if row.name == standing.focus.name), None)
-        rival, paired = standing.rival_at(multiple), standing.against_rival(multiple)
-        if mine is not None and (rival is None or rival.margin is None or mine > rival.margin):
-            wins += 1
-            clear += paired is not None and paired.includes_zero is False
-    first = f"{standing.focus.name} earns most at {wins} of {several(len(standing.multiples), 'budget')}"
-    return f"{first}, clearly (interval excludes 0) at {clear} of them" if wins else first
-
-
-def _frontier_table(standing: Standing) -> Table:
+def _policy_table(standing: Standing, multiples: Sequence[float], key: str, *, folded: bool) -> Table:
+    """The policies of some budgets, and the paired difference of each to the focus."""
     money, focus = standing.currency, standing.focus.name
-    found = sorted((row for row in standing.rows if row.name == focus), key=lambda row: row.multiple)
-    rows, before = [], None
-    for row in found:
-        extra = ABSENT
-        if before and None not in (row.margin, row.spend, before.margin, before.spend):
-            more = (row.spend or 0) - (before.spend or 0)
-            extra = money.amount(((row.margin or 0) - (before.margin or 0)) / more, 2) if more > 0 else ABSENT
-        ratio = row.margin / row.spend if row.margin is not None and row.spend else None
-        rows.append(
-            [
-                f"× {row.multiple:g}",
-                money.amount(row.spend, 3),
-                money.amount(row.margin, 3, sign=True),
-                money.amount(ratio, 2),
-                extra,
+    paced = any(item.pacing != ABSENT for item in standing.rows)
+    paired = any(d.name == focus for d in standing.differences)
+    relative = any(d.relative is not None for d in standing.differences)
+
+    def cells(item: PolicyRow) -> list[str]:
+        found = [
+            *([item.pacing] if paced else []),
+            money.amount(item.margin, 3, sign=True),
+            money.interval(item.low, item.high),
+            percent(item.utilisation),
+        ]
+        if paired:
+            lead = standing.against(item.name, item.multiple)
+            found += [
+                money.amount(lead.value if lead else None, 3, sign=True),
+                money.interval(lead.low if lead else None, lead.high if lead else None),
+                *([percent(lead.relative if lead else None, sign=True)] if relative else []),
+                READING[lead.includes_zero if lead else None],
+                ("†" if lead.at_equal_spend is False else "") if lead else "",
             ]
-        )
-        before = row
+        return found
+
+    rows, strong = _rows(standing, cells, multiples)
     columns = [
-        Column(title)
-        for title in ("budget", "spend", "margin", "margin per unit spent", "per further unit spent")
+        *(Column("policy", words=True), Column("budget")),
+        *([Column("pacing", words=True)] if paced else []),
+        *(Column(title) for title in ("margin", "95% interval", "of it spent")),
     ]
-    caption = f"What more budget buys: {focus}, per user and campaign"
-    return Table("frontier", caption, columns, rows)
+    if paired:
+        columns += [
+            *(Column(title) for title in (f"{focus}'s lead", "95% interval")),
+            *([Column("relative")] if relative else []),
+            *(Column("the interval", words=True), Column("", words=True)),
+        ]
+    budgets = listed([_budget_title(standing, multiple) for multiple in multiples])
+    caption = f"{budgets}. Incremental margin per user and campaign, {money.unit}"
+    if paired:
+        caption += f"; {focus}'s lead: paired, {focus} less the policy of the row"
+        if any(row[-1] for row in rows):
+            caption += f". †: not at equal spend {EQUAL_SPEND_WORDS}"
+    return Table(key, caption, columns, rows, folded=folded, strong=strong)
 
 
-def _policy_table(standing: Standing) -> Table:
+def _totals_table(standing: Standing) -> Table:
     money = standing.currency
     worlds = _has_worlds(standing)
     rows, strong = _rows(
         standing,
         lambda item: [
-            money.amount(item.margin, 3, sign=True),
-            money.interval(item.low, item.high),
             *([money.interval(item.world_low, item.world_high)] if worlds else []),
             money.amount(item.spend, 3),
             money.amount(item.net, 3, sign=True),
             money.amount(item.budget, 3),
-            percent(number_in(item.row, "utilisation")),
             money.amount(number_in(item.row, "incremental_margin")),
             money.amount(number_in(item.row, "spend")),
             money.amount(number_in(item.row, "budget")),
         ],
     )
     disagree = ("simulators disagree",) if worlds else ()
-    spends = ("spend", "less spend", "budget per user", "of it spent")
-    titles = ("budget", "margin", "interval", *disagree, *spends)
+    titles = ("budget", *disagree, "spend", "less spend", "budget per user")
     totals = ("margin, all users", "spend, all users", "budget, all users")
     columns = [Column("policy", words=True), *(Column(title) for title in (*titles, *totals))]
-    caption = f"Per user and campaign on average, and for all users together; money in {money.unit}"
+    caption = f"Spend and totals: per user and campaign, and for all users together; {money.unit}"
     if worlds:
         caption += ". Simulators disagree: lowest to highest mean margin over the judge's simulators"
-    return Table("policies", caption, columns, rows, strong=strong)
+    return Table("totals", caption, columns, rows, folded=True, strong=strong)
 
 
 def _ledger_table(standing: Standing) -> Table:
@@ -303,17 +320,17 @@ def _ledger_table(standing: Standing) -> Table:
         "The ledger. λ: price of budget. Refused: offers that the budget could not cover. "
         "Peak committed: largest share of the budget spent or reserved at any time."
     )
-    return Table("ledger", caption, columns, rows, folded=len(rows) > 12, strong=strong)
+    return Table("ledger", caption, columns, rows, folded=True, strong=strong)
 
 
 def _rows(
-    standing: Standing, cells: Callable[[PolicyRow], list[str]]
+    standing: Standing, cells: Callable[[PolicyRow], list[str]], multiples: Sequence[float] | None = None
 ) -> tuple[list[list[str]], frozenset[int]]:
     """Return a table's rows, budget by budget, and which of them are the focus."""
     order = standing.order
     items = [
         item
-        for multiple in standing.multiples
+        for multiple in multiples or standing.multiples
         for item in sorted(standing.at(multiple), key=lambda row: order.index(row.name))
     ]
     strong = frozenset(place for place, item in enumerate(items) if item.name == standing.focus.name)
@@ -326,7 +343,6 @@ def _digits(value: float | None) -> int:
 
 def _difference_table(standing: Standing) -> Table:
     money = standing.currency
-    reading = {None: ABSENT, True: "includes 0: not told apart", False: "excludes 0"}
     known = any(d.spend_share is not None for d in standing.differences)
     rows = [
         [
@@ -336,7 +352,7 @@ def _difference_table(standing: Standing) -> Table:
             money.amount(d.value, 3, sign=True),
             money.interval(d.low, d.high),
             money.amount(number_in(d.row, "difference"), 2, sign=True),
-            reading[d.includes_zero],
+            READING[d.includes_zero],
             *([_spend_words(d)] if known else []),
         ]
         for d in standing.differences
@@ -351,4 +367,4 @@ def _difference_table(standing: Standing) -> Table:
     caption = "Paired differences in incremental margin, per campaign"
     if known:
         caption += f". Comparable where the spend is equal {EQUAL_SPEND_WORDS}"
-    return Table("comparison", caption, columns, rows, folded=len(rows) > 12)
+    return Table("comparison", caption, columns, rows, folded=True)

@@ -11,6 +11,9 @@ from experiments.report.wording import Currency, Row, number_in, readable, rows_
 
 Results = Mapping[str, Any]
 NO_OFFER = "no offer"
+MYOPIC = "myopic uplift"
+EVEN = "myopic uplift, even pacing"
+"""What industry runs: predicted uplift, and the money left divided by the weeks left."""
 EQUAL_SPEND = (0.95, 1.05)
 """Shares of the policy's spend between which a baseline counts as spending alike."""
 
@@ -42,6 +45,16 @@ class PolicyRow:
     row: Row
 
     @property
+    def utilisation(self) -> float | None:
+        """Share of the budget that was spent."""
+        return number_in(self.row, "utilisation")
+
+    @property
+    def pacing(self) -> str:
+        """How the price of budget was set: by forecast, or evenly."""
+        return text_in(self.row, "pacing")
+
+    @property
     def net(self) -> float | None:
         """Incremental margin less spend."""
         return None if self.margin is None or self.spend is None else self.margin - self.spend
@@ -70,6 +83,11 @@ class Difference:
     def spend_share(self) -> float | None:
         """The baseline's spend divided by the policy's; None where it is not known."""
         return number_in(self.row, "spend_share")
+
+    @property
+    def relative(self) -> float | None:
+        """The difference as a share of the baseline's margin; None where it is not known."""
+        return number_in(self.row, "relative")
 
     @property
     def at_equal_spend(self) -> bool | None:
@@ -124,6 +142,8 @@ class Standing:
         best = self.rival
         rival = best.name if best else None
         others = [name for name in self.order if name not in (self.focus.name, rival)]
+        # Those that have plots of their own keep a colour even where many others do better.
+        others.sort(key=lambda name: name not in (MYOPIC, EVEN))
         look = {self.focus.name: (BLUE, MARKERS[0])}
         if rival:
             look[rival] = (VERMILION, MARKERS[1])
@@ -137,14 +157,28 @@ class Standing:
         others = [row for row in self.at(multiple) if not _kin(row, self.focus)]
         return min(others, key=_worst_last, default=None)
 
+    def row_of(self, name: str, multiple: float) -> PolicyRow | None:
+        """A policy at a budget, if it was judged there."""
+        return next((row for row in self.at(multiple) if row.name == name), None)
+
+    def against(self, baseline: str, multiple: float, name: str | None = None) -> Difference | None:
+        """The paired difference of a policy, or else of the focus, to a baseline, if it was measured."""
+        wanted = (name or self.focus.name, baseline, multiple)
+        return next((d for d in self.differences if (d.name, d.baseline, d.multiple) == wanted), None)
+
     def against_rival(self, multiple: float) -> Difference | None:
         """The paired difference between the focus and its rival at a budget, if it was measured."""
         rival = self.rival_at(multiple)
-        for difference in self.differences:
-            pair = (difference.name, difference.baseline, difference.multiple)
-            if rival and pair == (self.focus.name, rival.name, multiple):
-                return difference
-        return None
+        return self.against(rival.name, multiple) if rival else None
+
+    @property
+    def featured(self) -> list[str]:
+        """The policies of plots that have no room for all: the focus, and what industry runs or the rival."""
+        names = {row.name for row in self.rows}
+        beside = [name for name in (MYOPIC, EVEN) if name in names]
+        if not beside and self.rival and self.rival.name != NO_OFFER:
+            beside = [self.rival.name]
+        return [self.focus.name, *(name for name in beside if name != self.focus.name)]
 
 
 def _kin(row: PolicyRow, focus: PolicyRow) -> bool:

@@ -30,7 +30,8 @@ from experiments.artifacts import PANEL_FILE, TOKENIZER_FILE, load_encoder
 from experiments.ope.logged_dataset import LoggedDataset
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
-from experiments.stages.evaluate import LOG_FILE, load_policy
+from experiments.stages.evaluate import LOG_FILE
+from experiments.trained import Trained
 
 PARITY_BAR = 1e-5
 EXAMPLE_USERS = 100
@@ -39,7 +40,8 @@ EXAMPLE_FILE = "example_users.parquet"
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """Export, check parity on logged and on random observations, and seal with hashes."""
-    learned, prices = load_policy(ctx.input("train"))
+    trained = Trained.load(ctx.input("train"), "cpu")
+    learned, prices = trained.policy, trained.prices
     network = learned.network
     catalogue = (
         Catalogue.from_toml(Path(ctx.config.market.catalogue))

@@ -13,6 +13,7 @@ import torch
 
 from agents.export import export_policy_graph, write_manifest, write_settings
 from agents.offer_network import OfferNetwork, OfferNetworkShape
+from agents.visit_value import VisitValue, VisitValueConfig, fit_visit_value
 from envs.campaign import Campaign, MarketSpec
 from envs.demo_market import demo_market
 
@@ -86,3 +87,13 @@ def copied(exported: Exported, tmp_path: Path) -> Callable[[], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def fitted() -> tuple[MarketSpec, VisitValue]:
+    """A market in which visits matter, and what they are worth in it."""
+    market = demo_market(n_users=48, horizon_weeks=5)
+    config = VisitValueConfig(rows=40_000, n_users=2000, batch_size=1000, learning_rate=1e-2)
+    return market, fit_visit_value(
+        market, [market.predictor], [0], users=torch.arange(48), seed=0, config=config
+    )

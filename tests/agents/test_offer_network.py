@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from agents.offer_network import LearnedPolicy, OfferNetwork, OfferNetworkShape, masked_softmax
+from agents.offer_network import MOST_FACTOR, LearnedPolicy, OfferNetwork, OfferNetworkShape, masked_softmax
+from agents.policy import MyopicUpliftPolicy
 from agents.ppo import OfferActorCritic
 from envs.campaign import Campaign
 from envs.demo_market import demo_market
@@ -56,7 +57,60 @@ def test_before_training_it_ranks_by_net_uplift() -> None:
     assert float((net / fresh.money_scale).abs().max()) < 20  # within the bounds, so nothing is tied
     for row in range(N):
         assert spearmanr(logits[row], net[row]).statistic == pytest.approx(1.0)
-    torch.testing.assert_close(logits, 2.0 * net / fresh.money_scale)
+    torch.testing.assert_close(logits, 8.0 * net / fresh.money_scale, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pressure", [0.0, 0.5, 1.0])
+def test_before_training_it_chooses_what_the_myopic_rule_chooses(pressure: float) -> None:
+    fresh, market = network(trained=False), demo_market(n_users=N)
+    running = Campaign(market, market.predictor, start=0, users=torch.arange(N), budget=1e6, seed=0)
+    myopic = MyopicUpliftPolicy(market.layout)
+    for price in (0.02, 0.3, 2.0, 20.0):
+        rows = running.observation(torch.full((N,), price), pressure)
+        best = torch.where(running.mask, fresh.forward_actor(rows), -torch.inf).argmax(dim=1)
+        # Up to prices so high that the bounds of the network tie what is far from worth sending.
+        assert torch.equal(best, myopic.probabilities(rows, running.mask).argmax(dim=1))
+
+
+@torch.no_grad()
+def test_what_the_network_learns_multiplies_uplift_and_charge_within_bounds() -> None:
+    # With the score's weights at zero, its biases alone are f, g and h of all offers.
+    rows, _ = observations()
+    fresh = network(trained=False)
+    uplift = fresh.layout.offer_block(rows, "uplift") / fresh.money_scale
+    use = fresh.layout.offer_block(rows, "cost") + fresh.layout.offer_block(rows, "reserve")
+    charge = torch.exp(rows[:, LOG_DUAL_PRICE])[:, None] * use / fresh.money_scale
+    for term, worth, dear in ((0.7, 0.0, 0.0), (0.0, 0.4, 0.0), (0.0, 0.0, -0.8), (-1.0, 50.0, -50.0)):
+        fresh.actor_score.bias.copy_(torch.tensor([term, worth, dear]))
+        g, h = (np.exp(MOST_FACTOR * np.tanh(value)) for value in (worth, dear))
+        expected = 8.0 * (uplift * g - charge * h).clamp(-20.0, 20.0) + term
+        torch.testing.assert_close(fresh.forward_actor(rows), expected, rtol=1e-4, atol=1e-4)
+    # However sure the network is, uplift and charge stay within a factor of what was predicted.
+    assert np.exp(MOST_FACTOR) == pytest.approx(4.48, abs=0.01)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained", [False, True])
+def test_extreme_observations_give_finite_scores(trained: bool) -> None:
+    net, (rows, mask) = network(trained=trained), observations()
+    generator = torch.Generator().manual_seed(0)
+    # As far as the product of price and money is a number in single precision.
+    for scale, log_prices in (
+        (0.0, (-60.0, 60.0)),
+        (1e-30, (0.0, 60.0)),
+        (1e6, (-60.0, 60.0)),
+        (1e20, (0.0,)),
+    ):
+        wild = rows * scale * torch.randn(rows.shape, generator=generator)
+        for log_price in log_prices:
+            wild[:, LOG_DUAL_PRICE] = log_price
+            logits, features = net(wild)
+            assert torch.isfinite(logits).all()
+            assert torch.isfinite(features).all()
+            probabilities = net.probabilities(wild, mask)
+            assert torch.isfinite(probabilities).all()
+            torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(N))
 
 
 def test_scaling_by_hand() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,15 @@ import torch
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from agents.pacing import PriceRange, expected_commitment, pace, price_range
+from agents.pacing import (
+    EvenPacing,
+    PriceRange,
+    WeekPrices,
+    choose,
+    expected_commitment,
+    lowest_price,
+    price_range,
+)
 from agents.policy import ExploringPolicy, MyopicUpliftPolicy, Policy, RandomPolicy
 from envs.campaign import Campaign
 from envs.demo_market import demo_market
@@ -24,12 +33,18 @@ def campaign(budget: float, *, seed: int = 0, horizon: int = 8, n: int = N) -> C
 
 
 def range_of(running: Campaign) -> PriceRange:
-    return price_range(running.prediction.uplift, running.prediction.budget_use)
+    return price_range(running.prediction.uplift, running.prediction.budget_use(1.0))
 
 
 def chosen(policy: Policy, running: Campaign, price: float) -> torch.Tensor:
-    observation = running.observation(torch.full((running.n_users,), price))
-    return policy.probabilities(observation, running.mask)
+    return choose(policy, running, WeekPrices(price))
+
+
+def even(policy: Policy, running: Campaign, prices: PriceRange) -> float:
+    """λ of even pacing, which puts all the pressure on the weeks alike."""
+    found = EvenPacing(prices).prices(policy, running)
+    assert found.pressure == 1.0
+    return found.spend
 
 
 # Against the knapsack ------------------------------------------------------------------------------
@@ -51,9 +66,9 @@ def knapsack(value: Matrix, weights: list[Matrix], capacity: float, mask: npt.ND
 def test_at_one_week_the_paced_myopic_rule_solves_the_knapsack(seed: int, budget: float) -> None:
     running = campaign(budget, seed=seed, horizon=1)
     policy = MyopicUpliftPolicy(running.spec.layout)
-    choice = chosen(policy, running, pace(policy, running, range_of(running))).double().numpy()
+    choice = chosen(policy, running, even(policy, running, range_of(running))).double().numpy()
     seen, offers = running.prediction, running.spec.offers
-    value, use, cost = (x.double().numpy() for x in (seen.uplift, seen.budget_use, seen.cost))
+    value, use, cost = (x.double().numpy() for x in (seen.uplift, seen.budget_use(1.0), seen.cost))
     committed = ((offers.delivery_cost + offers.liability).double() / 10_000).expand(N, -1).numpy()
     mask = running.mask.numpy()
     reached = float((choice * value).sum())
@@ -84,7 +99,7 @@ def test_more_budget_never_means_a_higher_price(which: int, week: int) -> None:
         for _ in range(week):
             running.step()
         policy = policies(running)[which]
-        prices.append(pace(policy, running, prices_of_all))
+        prices.append(even(policy, running, prices_of_all))
     assert all(later <= earlier for earlier, later in pairwise(prices))
     assert prices[0] > prices[-1]
 
@@ -93,7 +108,7 @@ def test_more_budget_never_means_a_higher_price(which: int, week: int) -> None:
 def test_the_plan_holds_in_expectation_and_only_just(budget: float) -> None:
     running = campaign(budget)
     policy, prices = RandomPolicy(), range_of(running)
-    price = pace(policy, running, prices)
+    price = even(policy, running, prices)
     free, plan = budget, budget / 8
     # Coupons last two weeks: one later week's plan stays free.
     available = max(free - plan, min(plan, free))
@@ -112,11 +127,11 @@ def test_the_plan_holds_in_expectation_and_only_just(budget: float) -> None:
 def test_ample_money_gives_the_lowest_price_and_none_the_highest() -> None:
     rich = campaign(1e5)
     policy, prices = MyopicUpliftPolicy(rich.spec.layout), range_of(rich)
-    assert pace(policy, rich, prices) == prices.low
+    assert even(policy, rich, prices) == prices.low
     # A policy that ignores the price and explores: nothing fits, and the upper end is returned.
     poor = campaign(1.25)
     spender = ExploringPolicy(policy, 1.0)
-    assert pace(spender, poor, prices) == pytest.approx(prices.high)
+    assert even(spender, poor, prices) == pytest.approx(prices.high)
 
 
 def test_expected_commitment_by_hand() -> None:
@@ -129,6 +144,40 @@ def test_expected_commitment_by_hand() -> None:
     cost, liability = expected_commitment(running, probabilities)
     assert cost == pytest.approx(0.5 * float(running.prediction.cost[0, 3]) + 0.02, rel=1e-6)
     assert liability == pytest.approx(0.5 * (1.20 + 0.02) + 0.02, rel=1e-6)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.4, 1.0])
+def test_choosing_shows_the_policy_the_prices(pressure: float) -> None:
+    running = campaign(50.0)
+    seen = []
+
+    class Watching(RandomPolicy):
+        def probabilities(self, observation: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            seen.append(observation)
+            assert mask is running.mask
+            return super().probabilities(observation, mask)
+
+    found = choose(Watching(), running, WeekPrices(0.7, pressure))
+    names = running.spec.layout.names()
+    torch.testing.assert_close(seen[0][:, names.index("log_dual_price")], torch.full((N,), 0.7).log())
+    torch.testing.assert_close(seen[0][:, names.index("pressure")], torch.full((N,), pressure))
+    reserve = running.prediction.reserve(pressure).expand(N, -1)
+    torch.testing.assert_close(running.spec.layout.offer_block(seen[0], "reserve"), reserve)
+    # Random offers heed λ alone: one over one plus λ of the users are sent something.
+    torch.testing.assert_close(found[:, 1:].sum(dim=1)[running.state.opted_in].max(), torch.tensor(1 / 1.7))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("pressure", [0.0, 1.0])
+def test_the_lowest_price_that_fits_is_found_to_the_last_bisection(share: float, pressure: float) -> None:
+    # What random offers cost goes with 1 / (1 + λ), so the price is known in closed form.
+    running, prices = campaign(1e4), PriceRange(0.01, 100.0)
+    full = expected_commitment(running, choose(RandomPolicy(), running, WeekPrices(1e-9)))[0]
+    found = lowest_price(RandomPolicy(), running, prices, lambda cost, _: cost <= share * full, pressure)
+    # Fourteen halvings of a range of four orders of magnitude.
+    step = math.log(1e4) / 2**14
+    exact = math.log(1.0 / share - 1.0)
+    assert exact - 1e-5 <= math.log(found) <= exact + step + 1e-5
 
 
 # Ranges --------------------------------------------------------------------------------------------
@@ -144,7 +193,7 @@ def test_a_range_is_positive_and_increasing(low: float, high: float) -> None:
 
 def test_a_range_covers_nearly_all_ratios() -> None:
     running = campaign(100.0)
-    uplift, use = running.prediction.uplift, running.prediction.budget_use
+    uplift, use = running.prediction.uplift, running.prediction.budget_use(1.0)
     prices = price_range(uplift, use)
     ratio = uplift[:, 1:] / use[:, 1:]
     inside = (ratio > prices.low) & (ratio < prices.high)

@@ -13,9 +13,11 @@ from agents.offer_network import OfferNetwork
 from agents.pacing import PriceRange
 from agents.ppo import PPOConfig, RolloutReport, train_ppo
 from agents.training_market import TrainingMarket
+from agents.visit_value import VisitValue
 from encoders.checkpoint import load_checkpoint
 from envs.campaign import MarketSpec
 from envs.demo_market import demo_market
+from envs.simulator import Simulator
 
 N, WEEKS, ROLLOUTS = 32, 4, 5
 CONFIG = PPOConfig(
@@ -26,6 +28,7 @@ CONFIG = PPOConfig(
     gae_lambda=0.95,
     discount_factor=1.0,
     entropy=0.01,
+    final_entropy=0.001,
     clip_range=0.2,
     hidden=8,
 )
@@ -40,6 +43,18 @@ def market() -> MarketSpec:
     return demo_market(n_users=40, horizon_weeks=WEEKS)
 
 
+def worlds() -> list[Simulator]:
+    return [market().predictor, replace(market().predictor, margin_rate=0.35)]
+
+
+@cache
+def visit_value() -> VisitValue:
+    """Untrained: any value of a visit will do where only the arithmetic is tested."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return VisitValue(4, WEEKS, 0.28).eval().requires_grad_(False)
+
+
 def train(
     checkpoint: Path,
     *,
@@ -49,11 +64,12 @@ def train(
 ) -> tuple[OfferNetwork, list[RolloutReport]]:
     env = TrainingMarket(
         market(),
-        [market().predictor, replace(market().predictor, margin_rate=0.35)],
+        worlds(),
         [0],
         users=torch.arange(40),
         n_users=N,
         prices=PriceRange(0.02, 2.0),
+        visit_value=visit_value(),
         reward_scale=0.05,
         seed=7,
     )
@@ -165,11 +181,12 @@ def test_training_moves_the_network_and_leaves_its_scaling_alone(tmp_path: Path)
     fresh = OfferNetwork(network.shape)
     env = TrainingMarket(
         market(),
-        [market().predictor],
+        worlds(),
         [0],
         users=torch.arange(40),
         n_users=N,
         prices=PriceRange(0.02, 2.0),
+        visit_value=visit_value(),
         reward_scale=0.05,
         seed=7,
     )

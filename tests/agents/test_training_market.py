@@ -11,9 +11,11 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.pacing import PriceRange
 from agents.training_market import TrainingMarket
+from agents.visit_value import VisitValue
+from envs.assumptions import ASSUMED_RANGES, AssumedResponse
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.demo_market import demo_market
-from envs.observation import LOG_DUAL_PRICE
+from envs.observation import LOG_DUAL_PRICE, PRESSURE
 from envs.simulator import Simulator
 
 N, WEEKS, SCALE = 12, 4, 0.05
@@ -23,6 +25,14 @@ PRICES = PriceRange(0.02, 5.0)
 @cache
 def market() -> MarketSpec:
     return demo_market(n_users=40, horizon_weeks=WEEKS)
+
+
+@cache
+def visit_value() -> VisitValue:
+    """Untrained: any value of a visit will do where only the arithmetic is tested."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return VisitValue(4, WEEKS, 0.28).eval().requires_grad_(False)
 
 
 def worlds() -> list[Simulator]:
@@ -38,6 +48,7 @@ def training(n_users: int = N, seed: int = 3, users: Sequence[int] = range(40)) 
         users=torch.tensor(users),
         n_users=n_users,
         prices=PRICES,
+        visit_value=visit_value(),
         reward_scale=SCALE,
         seed=seed,
     )
@@ -72,6 +83,7 @@ def test_the_vector_environment_keeps_stable_baselines_contract() -> None:
             if last:
                 terminal = info["terminal_observation"]
                 assert terminal.shape == (width,)
+                assert np.isfinite(terminal).all()
                 assert terminal[market().layout.names().index("weeks_left")] == 0
                 assert observation[k][market().layout.names().index("weeks_left")] == WEEKS
                 assert info["TimeLimit.truncated"] is False
@@ -93,41 +105,46 @@ def test_masks_come_one_row_per_index() -> None:
     assert not env.has_attr("no_such_thing")
 
 
+def weekly_multiplier(price: np.ndarray, pressure: np.ndarray, week: int) -> np.ndarray:
+    """μ of a week, [n]: a share of the first week's λ alike in all weeks, the rest in the last."""
+    last = (1.0 - pressure) * price if week == WEEKS - 1 else 0.0
+    return np.asarray(pressure * price / WEEKS + last)
+
+
 @pytest.mark.parametrize("episode", [0, 1])
-def test_the_reward_by_hand_from_two_campaigns(episode: int) -> None:
+def test_the_reward_by_hand_from_a_parallel_campaign(episode: int) -> None:
     env, rng = training(seed=9), np.random.default_rng(1)
     env.episode = episode
     observation = env.reset()
-    price = torch.from_numpy(np.exp(observation[:, LOG_DUAL_PRICE]))
     # The documented seeding: everything of an episode follows from the seed and its number.
     drawn = np.random.default_rng([9, episode])
     users = torch.from_numpy(drawn.choice(40, N, replace=False))
     start = int(drawn.choice([0]))
+    redrawn = [replace(world, assumed=AssumedResponse.draw(drawn)) for world in worlds()]
     luck = int(drawn.integers(2**62))
-    treated, control = (
-        Campaign(
-            market(),
-            worlds()[episode],
-            start=start,
-            users=users,
-            budget=UNLIMITED_BUDGET,
-            seed=luck,
-        )
-        for _ in range(2)
-    )
-    np.testing.assert_allclose(observation, treated.observation(price).numpy(), rtol=1e-5, atol=1e-6)
+    beside = Campaign(market(), redrawn, start=start, users=users, budget=UNLIMITED_BUDGET, seed=luck)
+    first = np.exp(drawn.uniform(np.log(PRICES.low), np.log(PRICES.high), N))
+    pressure = drawn.uniform(size=N)
     total = np.zeros(N)
     sums = {"incremental": 0.0, "cost": 0.0}
     for week in range(WEEKS):
+        # λ_s is what all multipliers from week s on add up to; μ_t / λ_s of it does not depend on the last.
+        multipliers = [weekly_multiplier(first, pressure, t) for t in range(week, WEEKS)]
+        price = np.sum(multipliers, axis=0)
+        share = pressure * first / WEEKS * (WEEKS - week) / price
+        seen = beside.observation(torch.from_numpy(price).float(), torch.from_numpy(share).float())
+        np.testing.assert_allclose(observation, seen.numpy(), rtol=1e-4, atol=1e-5)
+        after = visit_value().after(beside).double().numpy()
         actions = allowed_at_random(env, rng)
-        outcome, expected = treated.step_with_expectation(torch.from_numpy(actions))
-        _, nothing = control.step_with_expectation()
-        _, reward, _, _ = env.step(actions)
-        cost = expected.discount.double() + outcome.delivery.double() / 10_000
-        incremental = expected.margin.double() - nothing.margin.double()
-        reserved = outcome.reserved.double() / 10_000 / (WEEKS - week)
-        by_hand = (incremental - price.double() * (cost + reserved)) / SCALE
-        np.testing.assert_allclose(reward, by_hand.numpy(), rtol=1e-4, atol=1e-4)
+        outcome, expected = beside.step_with_expectation(torch.from_numpy(actions))
+        observation, reward, _, _ = env.step(actions)  # type: ignore[assignment]
+        cost = expected.discount.double().numpy() + outcome.delivery.double().numpy() / 10_000
+        incremental = (expected.margin - expected.idle_margin).double().numpy()
+        more_visits = (expected.visit - expected.idle_visit).double().numpy()
+        incremental = incremental + more_visits * (after[:, 1] - after[:, 0])
+        reserved = outcome.reserved.double().numpy() / 10_000
+        by_hand = (incremental - price * cost - multipliers[0] * reserved) / SCALE
+        np.testing.assert_allclose(reward, by_hand, rtol=1e-4, atol=1e-4)
         total += reward
         sums["incremental"] += float(incremental.sum())
         sums["cost"] += float(cost.sum())
@@ -142,9 +159,25 @@ def test_the_reward_by_hand_from_two_campaigns(episode: int) -> None:
 def test_sending_nothing_earns_exactly_nothing() -> None:
     env = training()
     env.reset()
-    for _ in range(WEEKS):
+    for _ in range(2 * WEEKS):
         _, reward, _, _ = env.step(np.zeros(N, dtype=np.int64))
         assert reward.tolist() == [0.0] * N
+
+
+def test_only_who_holds_nothing_and_gets_nothing_earns_exactly_nothing() -> None:
+    env, rng = training(), np.random.default_rng(2)
+    env.reset()
+    idle_again = 0
+    for week in range(WEEKS):
+        held = env._campaign.state.coupons.held.numpy()
+        actions = np.where(rng.random(N) < 0.5, allowed_at_random(env, rng), 0)
+        idle = ~held & (actions == 0)
+        _, reward, _, _ = env.step(actions)
+        assert (reward[idle] == 0).all()
+        assert (reward[~idle] != 0).all()
+        idle_again += int(idle.sum()) * (week > 0)
+    # Also for users whose history earlier offers had changed.
+    assert idle_again > 0
 
 
 def test_an_episode_follows_from_its_number_alone() -> None:
@@ -157,14 +190,14 @@ def test_an_episode_follows_from_its_number_alone() -> None:
         return seen
 
     whole = training()
-    whole.reset()
+    coming = whole.reset()
     for k in range(3):
         resumed = training()
         resumed.episode = k
-        first = resumed.reset()
-        assert np.array_equal(first, whole._treated.observation(whole._price).numpy())
+        assert np.array_equal(resumed.reset(), coming)
         for a, b in zip(episode(whole), episode(resumed), strict=True):
             assert np.array_equal(a, b)
+        coming = whole._observation()
     other = training(seed=4)
     assert not np.array_equal(other.reset(), training().reset())
 
@@ -178,24 +211,46 @@ def test_resetting_twice_opens_the_same_episode() -> None:
 
 def test_users_prices_and_worlds_of_an_episode() -> None:
     env = training(users=range(20, 40))
-    prices, margins = [], []
-    for episode in range(40):
+    prices, pressures, assumed = [], [], []
+    for episode in range(60):
         env.episode = episode
         observation = env.reset()
-        users = env._treated.users
+        users = env._campaign.users
         assert len(set(users.tolist())) == N
         assert users.min() >= 20
         prices += observation[:, LOG_DUAL_PRICE].tolist()
-        margins.append(env._treated.world.simulators[0].margin_rate)
-    assert margins == [0.28, 0.5] * 20
+        pressures += observation[:, PRESSURE].tolist()
+        world = env._campaign.world
+        # Each world answers for every second user, with assumptions drawn for this episode.
+        assert [simulator.margin_rate for simulator in world.simulators] == [0.28, 0.5]
+        assert world.member is not None
+        assert torch.bincount(world.member).tolist() == [N // 2, N // 2]
+        assumed += [simulator.assumed for simulator in world.simulators]
     low, high = np.log(PRICES.low), np.log(PRICES.high)
     assert low - 1e-5 <= min(prices) < low + 0.1
     assert high - 0.1 < max(prices) <= high + 1e-5
-    assert np.mean(prices) == pytest.approx((low + high) / 2, abs=0.3)
+    assert np.mean(prices) == pytest.approx((low + high) / 2, abs=0.25)
+    assert 0 <= min(pressures) < 0.02 < 0.98 < max(pressures) <= 1
+    assert np.mean(pressures) == pytest.approx(0.5, abs=0.05)
+    assert abs(np.corrcoef(prices, pressures)[0, 1]) < 0.15
+    assert len(set(assumed)) == 120
+    for name, of in ASSUMED_RANGES.items():
+        values = np.array([getattr(response, name) for response in assumed])
+        assert (values >= of.low).all()
+        assert (values <= of.high).all()
+        middle, error = (of.low + of.high) / 2, (of.high - of.low) / np.sqrt(12 * 120)
+        assert abs(values.mean() - middle) < 4 * error
     # More seats than users: the same user at several prices.
     crowded = training(n_users=30, users=range(5))
     crowded.reset()
-    assert set(crowded._treated.users.tolist()) <= set(range(5))
+    assert set(crowded._campaign.users.tolist()) <= set(range(5))
+
+
+def test_the_worlds_given_are_left_as_they_were() -> None:
+    env = training()
+    env.reset()
+    assert [world.assumed for world in env.worlds] == [AssumedResponse.central()] * 2
+    assert env.worlds == tuple(worlds())
 
 
 def test_training_needs_a_world_and_a_start() -> None:
@@ -203,6 +258,7 @@ def test_training_needs_a_world_and_a_start() -> None:
         "users": torch.arange(4),
         "n_users": 2,
         "prices": PRICES,
+        "visit_value": visit_value(),
         "reward_scale": 1.0,
         "seed": 0,
     }

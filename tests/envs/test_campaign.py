@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import envs.blocks
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
+from envs.coupons import HeldCoupons
 from envs.demo_market import N_WEEKS, demo_market
 from envs.luck import Luck, Stream
 from envs.observation import CONTEXT_FEATURES, Recommender
@@ -427,3 +428,34 @@ def test_a_market_that_cannot_be_is_refused() -> None:
         replace(population, start_weeks=(1, 2))
     assert population.starts_before(24, 6) == [0]
     assert population.starts_before(23, 6) == []
+
+
+# Idle weeks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_idle_expectation_is_that_of_the_same_week_with_nothing_held_or_sent(several: bool) -> None:
+    world = list(worlds()) if several else worlds()[0]
+    running = campaign(torch.arange(N), world=world)
+    some_held = 0
+    while not running.done:
+        before = running.state
+        running.restore(replace(before, coupons=HeldCoupons.none(N)))
+        _, idle = running.step_with_expectation()
+        assert torch.equal(idle.visit, idle.idle_visit)
+        assert torch.equal(idle.margin, idle.idle_margin)
+        assert float(idle.discount.abs().max()) == 0.0
+        running.restore(before)
+        offer = (5 * running.users + running.state.week) % len(market().catalogue)
+        offer = torch.where(running.mask.gather(1, offer[:, None])[:, 0], offer, 0)
+        _, expected = running.step_with_expectation(offer)
+        assert torch.equal(expected.idle_visit, idle.visit)
+        assert torch.equal(expected.idle_margin, idle.margin)
+        alone = (offer == 0) & ~before.coupons.held
+        assert torch.equal(expected.margin[alone], idle.margin[alone])
+        assert not torch.equal(expected.margin, idle.margin)
+        # A coupon or a message that is welcome never brings less than nothing.
+        welcome = before.receptivity > 0
+        assert (expected.margin >= idle.margin - 1e-5)[welcome].all()
+        some_held += int(before.coupons.held.sum())
+    assert some_held > 20

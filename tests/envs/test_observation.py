@@ -11,11 +11,12 @@ from encoders.history import user_features
 from envs.campaign import Campaign, MarketSpec
 from envs.coupons import DealMemory, HeldCoupons
 from envs.demo_market import demo_market
-from envs.market import MarketState
+from envs.market import MarketState, messages_left
 from envs.observation import (
     CONTEXT_FEATURES,
     LOG_DUAL_PRICE,
     OFFER_FEATURES,
+    PRESSURE,
     ObservationLayout,
     Prediction,
     Recommender,
@@ -87,8 +88,10 @@ def test_layout_names_every_column(campaign: Campaign) -> None:
         "embedding_2": campaign.state.embedding[:, 2],
         "uplift_3": campaign.prediction.uplift[:, 3],
         "cost_7": campaign.prediction.cost[:, 7],
-        "reserve_9": campaign.prediction.reserve[9].expand(N),
+        "reserve_9": campaign.prediction.reserve(1.0)[9].expand(N),
         "allowed_1": campaign.mask[:, 1].float(),
+        "messages_left": messages_left(campaign.state.messages, campaign.spec.offers).float(),
+        "pressure": torch.ones(N),
     }
     for name, value in expected.items():
         torch.testing.assert_close(rows[:, names.index(name)], value)
@@ -102,6 +105,7 @@ def test_layout_names_every_column(campaign: Campaign) -> None:
         block = rows[:, start : start + len(campaign.spec.catalogue)]
         assert torch.equal(layout.offer_block(rows, feature), block)
     assert names[LOG_DUAL_PRICE] == "log_dual_price"
+    assert names[PRESSURE] == "pressure"
     assert layout.n_context == len(CONTEXT_FEATURES) + 4
     assert ObservationLayout(0, 2).width == len(ObservationLayout(0, 2).names())
 
@@ -111,7 +115,7 @@ def test_sending_nothing_has_no_uplift_and_no_cost(campaign: Campaign) -> None:
         prediction = look(campaign, weeks_left)
         assert (prediction.uplift[:, 0] == 0).all()
         assert (prediction.cost[:, 0] == 0).all()
-        assert float(prediction.reserve[0]) == 0
+        assert float(prediction.reserved[0]) == float(prediction.at_end[0]) == 0
 
 
 def test_uplift_is_never_negative_and_cost_within_what_is_reserved(campaign: Campaign) -> None:
@@ -273,11 +277,51 @@ def test_the_dual_price_is_the_only_thing_it_changes(campaign: Campaign) -> None
     assert torch.equal(low, again)
 
 
+def test_pressure_changes_itself_and_the_reserve_alone(campaign: Campaign) -> None:
+    price, pressure = torch.full((N,), 0.7), torch.linspace(0.0, 1.0, N)
+    layout, seen = campaign.spec.layout, campaign.prediction
+    base, other = campaign.observation(price), campaign.observation(price, pressure)
+    torch.testing.assert_close(other[:, PRESSURE], pressure)
+    by_hand = pressure[:, None] * seen.reserved + (1.0 - pressure)[:, None] * seen.at_end
+    torch.testing.assert_close(layout.offer_block(other, "reserve"), by_hand)
+    start = layout.names().index("reserve_0")
+    reserve = torch.arange(start, start + len(campaign.spec.catalogue))
+    same = torch.ones(layout.width, dtype=torch.bool)
+    same[PRESSURE] = same[reserve] = False
+    assert torch.equal(base[:, same], other[:, same])
+    # One pressure for all is that of each.
+    assert torch.equal(campaign.observation(price, 0.4), campaign.observation(price, torch.full((N,), 0.4)))
+    torch.testing.assert_close(
+        layout.net_uplift(other), seen.uplift - price[:, None] * seen.budget_use(pressure[:, None])
+    )
+    assert torch.equal(seen.budget_use(0.4), seen.cost + seen.reserve(0.4))
+
+
+def test_without_pressure_only_what_is_reserved_at_the_end_costs() -> None:
+    # Coupons of one, two and four weeks; a unit that is free again before the campaign ends costs nothing.
+    offers = [Offer("nothing", OfferKind.NONE), Offer("push", OfferKind.PUSH, delivery_cost=0.02)]
+    for weeks in (1, 2, 4):
+        offers.append(
+            Offer(f"{weeks}", OfferKind.PERCENT, slot=1, depth=0.2, max_discount=0.6, validity_weeks=weeks)
+        )
+    running = started(replace(market(), catalogue=Catalogue(tuple(offers))), weeks=0)
+    for weeks_left, at_end in ((8, []), (5, []), (4, [4]), (3, [4]), (2, [4, 3]), (1, [4, 3, 2])):
+        seen = look(running, weeks_left)
+        expected = [0.6 if k in at_end else 0.0 for k in range(5)]
+        assert seen.at_end.tolist() == seen.reserve(0.0).tolist() == pytest.approx(expected)
+        # What is still reserved then never weighs more than what is spent, nor more at a higher pressure.
+        liability = torch.tensor([0.0, 0.0, 0.6, 0.6, 0.6])
+        for pressure in (0.0, 0.5, 1.0):
+            assert (seen.reserve(pressure) <= liability + 1e-6).all()
+    # In the last week both are the whole liability.
+    assert torch.equal(look(running, 1).reserved, look(running, 1).at_end)
+
+
 def test_net_uplift_reads_the_rows_themselves(campaign: Campaign) -> None:
     price = torch.linspace(0.5, 4.0, N)
     rows, seen = campaign.observation(price), campaign.prediction
     torch.testing.assert_close(
-        campaign.spec.layout.net_uplift(rows), seen.uplift - price[:, None] * seen.budget_use
+        campaign.spec.layout.net_uplift(rows), seen.uplift - price[:, None] * seen.budget_use(1.0)
     )
 
 
@@ -287,9 +331,9 @@ def test_a_reserve_weighs_by_the_share_of_weeks_it_lasts(campaign: Campaign) -> 
             offer.max_discount * min(offer.validity_weeks, weeks_left) / weeks_left
             for offer in campaign.spec.catalogue.offers
         ]
-        assert look(campaign, weeks_left).reserve.tolist() == pytest.approx(expected)
+        assert look(campaign, weeks_left).reserve(1.0).tolist() == pytest.approx(expected)
     # 60 cents at most, for two of four weeks.
-    assert float(look(campaign, 4).reserve[2]) == pytest.approx(0.30)
+    assert float(look(campaign, 4).reserve(1.0)[2]) == pytest.approx(0.30)
 
 
 def test_an_observation_after_the_last_week_is_finite() -> None:

@@ -17,7 +17,7 @@ from experiments.config import load_config
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
-COMMANDS = ("run", *STAGE_HELP, "stages", "status", "config", "decide", "bench")
+COMMANDS = ("run", *STAGE_HELP, "stages", "status", "config", "compare", "decide", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +271,41 @@ def test_bench_prints_and_writes_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = invoke("bench", "markt")
     assert missing.exit_code == 2
     assert "did you mean 'market'?" in missing.output
+
+
+def test_compare_needs_a_run_whose_policy_is_trained(registry: Registry) -> None:
+    result = invoke("compare", "--out", "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere is not a run folder" in result.output
+    assert invoke("prepare", "--preset", "smoke", "--data", "synthetic", "--out", "r").exit_code == 0
+    result = invoke("compare", "--out", "r", "--campaigns", "1", "--workers", "1")
+    assert result.exit_code == 2
+    assert "stage finetune is not complete" in result.output
+    assert "couponlab train --out r" in result.output
+    assert not Path("r/comparison").exists()
+
+
+def test_compare_shows_and_writes_what_it_found(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compare_run(out: Path, **options: Any) -> dict[str, Any]:
+        asked.append({"out": out, **options})
+        return {**registry.evaluate(None), "campaigns": 3, "seconds": 1.5}  # type: ignore[arg-type]
+
+    fake = types.SimpleNamespace(compare_run=compare_run)
+    monkeypatch.setattr(cli, "import_module", lambda name: fake)
+    result = invoke("compare", "--out", "r", "--campaigns", "3", "--workers", "2", "--json", "found.json")
+    assert result.exit_code == 0, result.output
+    assert (asked[0]["out"], asked[0]["campaigns"], asked[0]["workers"]) == (Path("r"), 3, 2)
+    assert "1,200 … 1,300" in result.output
+    assert json.loads(Path("found.json").read_text())["campaigns"] == 3
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare_run(out: Path, **options: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", lambda name: types.SimpleNamespace(compare_run=compare_run))
+    result = invoke("compare", "--out", "r", "--campaigns", "3")
+    assert result.exit_code == 130
+    assert "couponlab compare --out r --campaigns 3" in result.output

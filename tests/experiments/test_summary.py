@@ -59,3 +59,36 @@ def test_without_a_table_the_scores_are_a_line() -> None:
     text = shown({"fidelity": FIDELITY, "backtest": {}})
     assert "Response model on weeks 45-48: auc 0.75; beside it frequency (auc 0.5)" in text
     assert shown({}) == ""
+
+
+def test_policies_are_shown_with_their_pacing_and_differences() -> None:
+    policies = [
+        {
+            "name": "PPO",
+            "pacing": "forecast",
+            "budget_multiple": 0.5,
+            "budget": 100.0,
+            "incremental_margin": 71.0,
+        },
+        {"name": "myopic uplift, even pacing", "pacing": "even", "budget": 100.0, "incremental_margin": 60.0},
+    ]
+    differences = [
+        {"name": "PPO", "baseline": "myopic uplift, even pacing", "budget_multiple": 0.5, "difference": 11.25}
+        | {"ci_low": -1.5, "ci_high": 24.0, "relative": 0.1875, "spend_share": 0.971},
+        {"name": "PPO", "baseline": "no offer", "budget_multiple": 0.5, "difference": 71.0}
+        | {"ci_low": 52.0, "ci_high": 90.0, "relative": None, "spend_share": 0.0},
+    ]
+    text = shown({"policies": policies, "comparison": differences})
+    assert cells(text, " 71 ")[:3] == ["PPO", "forecast", "100"]
+    expected = ["× 0.5", "11.25", "-1.5 … 24", "+18.8%", "97.1%", "includes 0"]
+    assert cells(text, "11.25") == ["PPO", "myopic uplift, even pacing", *expected]
+    assert cells(text, "52 … 90")[2:] == ["× 0.5", "71", "52 … 90", "–", "0.0%", "excludes 0"]
+
+
+def test_the_full_comparison_is_shown_in_place_of_the_run_s_own() -> None:
+    own, full = ([{"name": name, "incremental_margin": 1.0}] for name in ("own", "full"))
+    text = shown({"policies": own, "compare": {"policies": full}})
+    assert "full" in text
+    assert "own" not in text
+    assert "pacing" not in text
+    assert "own" in shown({"policies": own, "compare": None})

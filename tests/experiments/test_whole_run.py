@@ -12,14 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 
 from encoders.weeks import LOCKED_WEEKS
 from envs.synthetic import SyntheticConfig, generate
+from experiments.comparison.campaigns import Arena
+from experiments.comparison.lineup import Pacing, core_lineup
+from experiments.comparison.play import Block, play_season
+from experiments.config import build_config
 
 N_WEEKS = 40
 SMALL = (
@@ -32,6 +38,7 @@ SMALL = (
     "backtest.n_bootstrap=50",
     "simulators.n_judge=1",
     "market.n_users=0",
+    "market.horizon_weeks=4",
     "ppo.total_steps=4096",
     "ppo.n_envs=64",
     "ppo.hidden=16",
@@ -94,16 +101,85 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path) -> None:
         assert (finished / name).exists(), name
     content = results(finished)
     assert {"fidelity", "backtest", "policies", "ope", "export", "data", "training"} <= set(content)
+    assert {"comparison", "frontier", "who", "exposure", "parity", "sensitivity"} <= set(content)
     # The report reads what its inputs say: a stage that it does not name would be missing from it.
     assert "stages have not run" not in (finished / "report/index.html").read_text("utf-8")
     assert content["export"]["parity_max_abs_diff"] <= 1e-5
     for row in content["policies"]:
         assert row["spend"] <= row["budget"]
         assert row["peak_commitment_share"] <= 1.0
+    assert {row["overspent"] for row in content["frontier"]} == {0}
     assert {"DM", "IPS", "SNIPS", "DR"} <= {row["estimator"] for row in content["ope"]}
     nothing = next(row for row in content["policies"] if row["name"] == "no offer")
     assert nothing["incremental_margin"] == 0.0
     assert nothing["spend"] == 0.0
+
+
+def test_who_plays_and_when_does_not_matter(finished: Path, tmp_path: Path) -> None:
+    """One process, two, or two of which the first attempt left half undone: the same to the last bit."""
+    recorded = json.loads((finished / "manifest.json").read_text("utf-8"))
+    config = build_config([("manifest.json", recorded["config"])])
+    arena = Arena(
+        finished / "prepared", finished / "response", finished / "policy", config.market, "cpu", 3, 3
+    )
+    opened = arena.open()
+    # More campaigns than judges: no two share a world, and the first stay what they were.
+    names = [setting.world.name for setting in opened.settings]
+    assert len(set(names)) == 3
+    fewer = replace(arena, campaigns=1).open().settings[0]
+    assert (fewer.seed, fewer.world.assumed) == (opened.settings[0].seed, opened.settings[0].world.assumed)
+    lineup = core_lineup(opened.parts.market, opened.trained)
+    blocks = [Block(one, 1.0, 3) for one in lineup if one.pacing is Pacing.EVEN]
+    blocks += [Block(one, 1.0, 2, without_lifts=True) for one in lineup if one.name == "PPO"]
+
+    def season(folder: Path, workers: int) -> list[Any]:
+        folder.mkdir(exist_ok=True)
+        counted: list[int] = []
+        found = play_season(arena, blocks, workers=workers, folder=folder, on_campaigns=counted.append)
+        assert sum(counted) == 3 + 3 * 2 + 4
+        return [vars(found.idle), *(vars(found.played[block]) for block in blocks)]
+
+    alone, together = season(tmp_path / "one", 1), season(tmp_path / "two", 2)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
+    undone = tmp_path / "two" / blocks[0].file
+    undone.unlink()
+    again = season(tmp_path / "two", 2)
+    assert {path for path, when in kept.items() if path.stat().st_mtime_ns != when} == {undone}
+    for one in (together, again):
+        for left, right in zip(alone, one, strict=True):
+            for name, values in left.items():
+                np.testing.assert_array_equal(values, right[name], err_msg=name)
+    nothing = next(found for block, found in zip(blocks, alone[1:], strict=True) if block is blocks[0])
+    np.testing.assert_array_equal(nothing["margin"], alone[0]["margin"])
+    assert nothing["offers"].sum() == nothing["cost"].sum() == 0
+
+
+@pytest.mark.slow
+def test_a_comparison_is_kept_and_belongs_to_its_policy(finished: Path, logs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    words = [sys.executable, "-m", "experiments.cli", "compare", "--out", str(out), "--campaigns", "1"]
+    done = subprocess.run(
+        [*words, "--workers", "2"], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(out)["compare"]
+    assert found == json.loads((out / "comparison" / "results.json").read_text("utf-8"))
+    assert not (out / "comparison" / "checkpoint").exists()
+    names = [row["name"] for row in found["policies"]]
+    assert names[0] == "no offer"
+    assert names[-1] == "PPO"
+    assert {"welcome gift", "S-learner", "T-learner", "X-learner", "LinUCB", "LinTS"} <= set(names)
+    for row in found["policies"]:
+        assert row["spend"] <= row["budget"]
+    assert "S-learner" in (out / "report" / "index.html").read_text("utf-8")
+    # A later run finds nothing to do, and keeps the comparison; another market has none.
+    later = run(logs, out)
+    assert later.stdout.count("unchanged") == 8, later.stdout
+    assert results(out)["compare"] == found
+    other = ["--out", str(out), "--set", "market.margin_rate=0.3", "--threads", "1"]
+    subprocess.run([*words[:3], "train", *other], check=True, env=environment(), capture_output=True)
+    assert "compare" not in results(out)
 
 
 def test_the_same_seed_gives_the_same_results(finished: Path, logs: Path, tmp_path: Path) -> None:
