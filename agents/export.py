@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -34,24 +35,26 @@ TIE = 1e-6
 
 
 class _PolicyGraph(nn.Module):
-    """Raw observation rows to offer probabilities: normalisation, network and mask in one graph."""
+    """Raw observation rows to offer probabilities: normalisation, network and mask in one graph.
+
+    It reckons in float64: a sharp policy multiplies scores by hundreds, and in float32 two runtimes that
+    round differently would disagree by more than the propensities of served offers may be off.
+    """
 
     def __init__(self, network: OfferNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(network).cpu().double().eval()
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Return probabilities [n, K]; the mask is read from the observation's own columns."""
         allowed = self.network.layout.offer_block(observation, "allowed") > 0.5
-        return self.network.probabilities(observation, allowed)
+        return self.network.probabilities(observation.double(), allowed).float()
 
 
 def export_policy_graph(network: OfferNetwork, path: Path) -> None:
     """Write the policy as ONNX: ``observation`` [n, o] float32 to ``probabilities`` [n, K] float32."""
     sample = torch.zeros(2, network.layout.width)
-    _export(
-        _PolicyGraph(network.cpu().eval()), (sample,), path, ("observation",), "probabilities", ({0: "n"},)
-    )
+    _export(_PolicyGraph(network), (sample,), path, ("observation",), "probabilities", ({0: "n"},))
 
 
 def export_encoder_graph(encoder: nn.Module, path: Path) -> None:
@@ -141,7 +144,7 @@ def policy_parity(
     """
     served = CouponPolicy.load(folder).probabilities(observation)
     with torch.no_grad():
-        reference = _PolicyGraph(network.cpu().eval())(torch.from_numpy(observation)).numpy()
+        reference = _PolicyGraph(network)(torch.from_numpy(observation)).numpy()
     best = np.take_along_axis(reference, served.argmax(axis=1)[:, None], axis=1)[:, 0]
     agree = bool((best >= reference.max(axis=1) - TIE).all())
     return float(np.abs(served - reference).max()), agree

@@ -133,7 +133,7 @@ class OfferNetwork(nn.Module):
             for name in ("cost", "reserve")
         )
         # Money spans orders of magnitude; the inverse sine keeps it in reach of tanh, and its sign.
-        money = [torch.asinh(value) for value in (uplift - cost - reserve, uplift, cost, reserve)]
+        money = [inverse_sinh(value) for value in (uplift - cost - reserve, uplift, cost, reserve)]
         dynamic = torch.stack(money, dim=2)
         static = self.static.expand(observation.shape[0], -1, -1)
         hidden = self.actor_context(self.context(observation))[:, None, :]
@@ -147,12 +147,20 @@ class OfferNetwork(nn.Module):
     def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
         """Return value features, [n, hidden]."""
         net = self.net_uplift(observation)
-        value: torch.Tensor = self.critic(torch.cat([self.context(observation), torch.asinh(net)], dim=1))
+        value: torch.Tensor = self.critic(torch.cat([self.context(observation), inverse_sinh(net)], dim=1))
         return value
 
     def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [n, K] and value features [n, hidden]."""
         return self.forward_actor(observation), self.forward_critic(observation)
+
+
+def inverse_sinh(value: torch.Tensor) -> torch.Tensor:
+    """Return asinh(value), written out: ONNX Runtime has it in float32 only."""
+    # The square of anything larger might overflow in float32; the logarithm hardly grows from there.
+    size = value.abs().clamp(max=1e15)
+    grown = torch.log(size + torch.sqrt(size * size + 1.0))
+    return torch.where(value < 0, -grown, grown)
 
 
 def masked_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

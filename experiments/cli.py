@@ -504,7 +504,10 @@ def decide(
 
 @app.command(rich_help_panel="Use")
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: encoder, labels, market, ppo or realism.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Which benchmark: encoder, labels, market, ppo, realism, robustness or tabular."),
+    ],
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write JSON, and figures beside it."),

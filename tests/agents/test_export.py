@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -48,9 +49,17 @@ def wild_rows(layout_width: int, logged: Rows, n: int) -> Rows:
 
 
 def reference(network: OfferNetwork, rows: Rows) -> Rows:
+    """In float64: at a price of e^20 uplift less cost has no digit left in float32."""
     mask = torch.from_numpy(rows[:, -K:] > 0.5)
-    out: Rows = LearnedPolicy(network).probabilities(torch.from_numpy(rows), mask).numpy()
+    precise = LearnedPolicy(copy.deepcopy(network).double())
+    out: Rows = precise.probabilities(torch.from_numpy(rows).double(), mask).float().numpy()
     return out
+
+
+def test_on_what_a_market_shows_float32_agrees(exported: Exported, rows: Rows) -> None:
+    mask = torch.from_numpy(rows[:, -K:] > 0.5)
+    single = LearnedPolicy(exported.network).probabilities(torch.from_numpy(rows), mask).numpy()
+    np.testing.assert_allclose(single, reference(exported.network, rows), atol=1e-4)
 
 
 def test_the_served_policy_is_the_trained_one(exported: Exported, rows: Rows) -> None:
