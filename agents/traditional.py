@@ -52,10 +52,6 @@ class EveryoneAtSetTimes:
         self.offer = _sent_offer(offer)
         self.every_weeks = every_weeks
 
-    def occasions_left(self, weeks_left: int) -> int:
-        """Return in how many of the weeks left, the coming one included, it sends: the money is for them."""
-        return weeks_left // self.every_weeks
-
     def probabilities(self, observation: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the share sent in the weeks of sending, and no offer in all others."""
         weeks_left = _context(observation, "weeks_left").round()
