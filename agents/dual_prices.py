@@ -50,3 +50,23 @@ class DualPrices:
     def reserve(self, weeks_left: int) -> Price:
         """Return μ, the price of a unit reserved during the coming week alone."""
         return self.weekly + self.at_end if weeks_left == 1 else self.weekly
+
+
+def surcharged(
+    spend: Price, pressure: Price, surcharge: Price, weeks_left: int, longest: int
+) -> tuple[Price, Price]:
+    """Return λ and pressure of a week in which every unit, spent or reserved, costs so much more.
+
+    The multiplier μ_t of one week is raised where all that is asked for in it cannot be reserved. A unit
+    spent is missing in it, so λ grows by as much; so does what a unit reserved costs, which with a coupon of
+    the longest validity comes to a pressure that may exceed 1.
+
+    Args:
+        spend: λ.
+        pressure: of the prices.
+        surcharge: >= 0, on the week's multiplier.
+        weeks_left: of the campaign, the coming one included.
+        longest: weeks that a coupon may be valid; at most ``weeks_left`` count.
+    """
+    total = spend + surcharge
+    return total, (pressure * spend + surcharge * (weeks_left / max(min(longest, weeks_left), 1))) / total

@@ -14,27 +14,51 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.dual_prices import DualPrices
-from agents.pacing import BISECTIONS, PriceRange, WeekPrices, choose, lowest_price
+from agents.dual_prices import DualPrices, surcharged
+from agents.pacing import (
+    BISECTIONS,
+    Pacer,
+    PriceRange,
+    WeekPrices,
+    choose,
+    expected_commitment,
+    lowest_price,
+)
 from agents.policy import Policy, sample
 from agents.visit_value import VisitValue, incremental_margin
 from envs.campaign import Campaign
 from envs.ledger import Ledger
 from envs.money import to_currency
 
-PRESSURES = (0.3, 1.0)
-LEVELS = 7
+
+class ReserveRule(StrEnum):
+    """What gives way in a week in which all that is asked for could not be reserved.
+
+    PRICE raises λ, so that everything is asked for less. SURCHARGE raises the multiplier of that week alone
+    (:func:`agents.dual_prices.surcharged`), which is felt by what reserves much: coupons.
+    """
+
+    PRICE = "price"
+    SURCHARGE = "surcharge"
+
+
+FAMILIES = ((0.3, ReserveRule.PRICE), (1.0, ReserveRule.PRICE), (0.3, ReserveRule.SURCHARGE))
+"""Pressures and rules that a plan chooses among."""
+LEVELS = 6
 """λ tried at first between the range's ends, evenly in the logarithm."""
 REFINED = 5
 """λ tried then between the neighbours of the best."""
 RAISE = 4.0
-"""By what λ is raised at a time in search of one at which the reserve suffices."""
+"""By what λ or the surcharge is raised at a time in search of one at which the reserve suffices."""
 MOST_RAISES = 12
+LEAST_SURCHARGE = 0.01
+"""The surcharge that is tried first, as a share of λ."""
 PLANNED_BISECTIONS = 6
 """Within a plan, λ to four percent will do; in the campaign itself it is found more closely."""
 CORRECTION = PriceRange(0.2, 8.0)
@@ -47,19 +71,21 @@ class SpendPlan:
 
     Attributes:
         prices: [T] of each week, to start from; for weeks that had passed those of the first one planned.
-        reached: [T] the same, with λ raised where all that was asked for could not have been reserved.
+        rule: what gives way where all that is asked for could not be reserved.
+        reached: [T] the prices with that done.
         spend: [T] currency charged in each week, for all users of the campaign; 0 for weeks that had passed.
         margin: expected over that of sending nothing, now and by way of visits later, currency.
         already: currency that had been spent when the plan was made.
-        tried: one (λ of the first week, pressure, margin, spend) for each play.
+        tried: for each play λ of the first week, pressure, rule, margin and spend.
     """
 
     prices: tuple[WeekPrices, ...]
+    rule: ReserveRule
     reached: tuple[WeekPrices, ...]
     spend: npt.NDArray[np.float64]
     margin: float
     already: float
-    tried: tuple[tuple[float, float, float, float], ...]
+    tried: tuple[tuple[float, float, ReserveRule, float, float], ...]
 
     def spent_by(self, week: int) -> float:
         """Return what is spent before a week if all goes as planned, currency."""
@@ -130,33 +156,33 @@ def plan_spend(
     places = torch.randperm(campaign.n_users, generator=generator)[:n_users].to(campaign.device)
     copy = twin(campaign, places, seed)
     start = copy.state
-    tried: dict[tuple[float, float], _Played] = {}
+    tried: dict[tuple[float, float, ReserveRule], _Played] = {}
 
-    def play(level: float, pressure: float) -> None:
+    def play(level: float, pressure: float, rule: ReserveRule) -> None:
         copy.restore(start)
         prices = DualPrices.of_first_week(level, pressure, campaign.spec.horizon_weeks)
-        tried[level, pressure] = _play(policy, copy, prices, visit_value, seed)
+        tried[level, pressure, rule] = _play(policy, copy, prices, rule, visit_value, seed)
 
     coarse = np.geomspace(prices.low, prices.high, LEVELS)
-    for pressure in PRESSURES:
+    for family in FAMILIES:
         for level in coarse:
-            play(float(level), pressure)
-    best_level, best_pressure = max(tried, key=lambda key: tried[key].margin)
+            play(float(level), *family)
+    best_level, pressure, rule = max(tried, key=lambda key: tried[key].margin)
     step = float(coarse[1] / coarse[0])
     low, high = max(best_level / step, prices.low), min(best_level * step, prices.high)
     for level in np.geomspace(low, high, REFINED + 2)[1:-1]:
-        play(float(level), best_pressure)
+        play(float(level), pressure, rule)
     best = max(tried.values(), key=lambda played: played.margin)
     scale, passed = campaign.n_users / len(places), campaign.state.week
     return SpendPlan(
         prices=(*(best.prices[:1] * passed), *best.prices),
+        rule=rule,
         reached=(*(best.reached[:1] * passed), *best.reached),
         spend=np.concatenate([np.zeros(passed), best.spend]) * scale,
         margin=best.margin * scale,
         already=float(to_currency(campaign.state.ledger.spent)),
         tried=tuple(
-            (level, pressure, played.margin * scale, float(played.spend.sum()) * scale)
-            for (level, pressure), played in tried.items()
+            (*key, played.margin * scale, float(played.spend.sum()) * scale) for key, played in tried.items()
         ),
     )
 
@@ -172,7 +198,12 @@ class _Played:
 
 
 def _play(
-    policy: Policy, campaign: Campaign, prices: DualPrices, visit_value: VisitValue, seed: int
+    policy: Policy,
+    campaign: Campaign,
+    prices: DualPrices,
+    rule: ReserveRule,
+    visit_value: VisitValue,
+    seed: int,
 ) -> _Played:
     """Play what is left of a campaign at planned prices."""
     generator = torch.Generator(device=campaign.device).manual_seed(seed)
@@ -182,7 +213,7 @@ def _play(
     while not campaign.done:
         left = campaign.weeks_left
         planned.append(WeekPrices(float(prices.spend(left)), float(prices.pressure(left))))
-        reached.append(within_reserve(policy, campaign, planned[-1], PLANNED_BISECTIONS))
+        reached.append(within_reserve(policy, campaign, planned[-1], rule, PLANNED_BISECTIONS))
         chosen = choose(policy, campaign, reached[-1])
         luck = torch.rand(campaign.n_users, generator=generator, device=campaign.device)
         after = visit_value.after(campaign)
@@ -205,23 +236,47 @@ def reservable(campaign: Campaign) -> float:
 
 
 def within_reserve(
-    policy: Policy, campaign: Campaign, prices: WeekPrices, bisections: int = BISECTIONS
+    policy: Policy,
+    campaign: Campaign,
+    prices: WeekPrices,
+    rule: ReserveRule,
+    bisections: int = BISECTIONS,
 ) -> WeekPrices:
-    """Return the prices with λ raised, where needed, until the worst case of all requests can be reserved."""
+    """Return the prices, raised where needed until the worst case of all requests can be reserved.
+
+    Args:
+        policy: λ-conditioned.
+        campaign: before the week.
+        prices: to start from.
+        rule: what is raised.
+        bisections: of the logarithm of what is raised.
+    """
     free = reservable(campaign)
+    longest = int(campaign.spec.offers.validity_weeks.max())
 
-    def fits(_: float, worst: float) -> bool:
-        return worst <= free
+    def raised(by: float) -> WeekPrices:
+        if rule is ReserveRule.PRICE:
+            return replace(prices, spend=prices.spend + by)
+        total = surcharged(prices.spend, prices.pressure, by, campaign.weeks_left, longest)
+        return WeekPrices(*(float(price) for price in total))
 
-    low = prices.spend
+    def holds(by: float) -> bool:
+        return expected_commitment(campaign, choose(policy, campaign, raised(by)))[1] <= free
+
+    if holds(0.0):
+        return prices
+    low, high = 0.0, LEAST_SURCHARGE * prices.spend
     for _ in range(MOST_RAISES):
-        found = lowest_price(
-            policy, campaign, PriceRange(low, RAISE * low), fits, prices.pressure, bisections
-        )
-        if found < 0.999 * RAISE * low:
+        if holds(high):
             break
-        low = found
-    return replace(prices, spend=found)
+        low, high = high, RAISE * high
+    for _ in range(bisections):
+        middle = math.sqrt(low * high) if low else 0.5 * high
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return raised(high)
 
 
 @dataclass(frozen=True)
@@ -288,4 +343,17 @@ class PIDPacing:
             self.proportional * self.errors[-1] + self.integral * sum(self.errors) + self.derivative * change
         )
         correction = math.exp(min(max(exponent, math.log(CORRECTION.low)), math.log(CORRECTION.high)))
-        return within_reserve(policy, campaign, replace(planned, spend=planned.spend * correction))
+        corrected = replace(planned, spend=planned.spend * correction)
+        return within_reserve(policy, campaign, corrected, self.plan.rule)
+
+
+class Correction(StrEnum):
+    """How a campaign is kept to its plan where money goes otherwise than planned."""
+
+    PID = "pid"
+    RE_SOLVE = "re-solve"
+
+
+def follow(plan: SpendPlan, correction: Correction) -> Pacer:
+    """Return a pacer that follows a plan through one campaign."""
+    return PIDPacing(plan) if correction is Correction.PID else ReSolvedPacing(plan)

@@ -5,7 +5,7 @@ The reward is incremental and in expectation:
     r - λ·E[cost] - μ·reserved
 
 with r the expected margin over that of sending nothing, now and by way of the visit later
-(:mod:`agents.visit_value`), and the prices λ and μ of the week from two that each user keeps
+(:mod:`agents.visit_value`), and the prices λ and μ of the week from those that each user keeps
 (:mod:`agents.dual_prices`). It is a function of state and offer: the noise of grocery baskets, a hundred
 times the effect of an offer, is not in it.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from agents.dual_prices import DualPrices
+from agents.dual_prices import DualPrices, surcharged
 from agents.pacing import PriceRange
 from agents.shared_vec_env import SharedVecEnv
 from agents.visit_value import VisitValue, incremental_margin
@@ -31,14 +31,21 @@ from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.money import to_currency
 from envs.simulator import Simulator
 
+SURCHARGED_SHARE = 0.5
+"""Share of the users who meet weeks short of reserve."""
+MOST_SURCHARGE = 0.8
+"""Highest price that is added in weeks short of reserve, as a share of λ in the first week; plans need up to
+two thirds."""
+
 
 class TrainingMarket(SharedVecEnv):
     """n users of a market as a Stable-Baselines3 vector environment.
 
     Every episode is one campaign: all users start and end together at one of the start weeks, each in one of
     the worlds with assumptions drawn anew, at dual prices of his own: λ of the first week log-uniform, its
-    pressure uniform in [0, 1]. Everything about episode k follows from ``seed`` and k, so that training can
-    resume at any episode.
+    pressure uniform in [0, 1], and for some in the first few weeks a surcharge as if the reserve were short
+    (:func:`agents.dual_prices.surcharged`). Everything about episode k follows from ``seed`` and k, so that
+    training can resume at any episode.
 
     Args:
         market: what all campaigns share.
@@ -117,14 +124,24 @@ class TrainingMarket(SharedVecEnv):
             for drawn in (np.exp(rng.uniform(low, high, self.num_envs)), rng.uniform(size=self.num_envs))
         )
         self._prices = DualPrices.of_first_week(spend, pressure, self.market.horizon_weeks)
+        share = rng.uniform(0.0, MOST_SURCHARGE, self.num_envs).astype(np.float32)
+        weeks = rng.integers(0, self.market.horizon_weeks + 1, self.num_envs)
+        weeks *= rng.random(self.num_envs) < SURCHARGED_SHARE
+        self._surcharge = torch.from_numpy(share).to(users.device) * spend
+        self._surcharged_weeks = torch.from_numpy(weeks).to(users.device)
 
     def _observation(self) -> npt.NDArray[np.float32]:
         # After the last week the prices are those of a week more, which nobody acts on.
         left = max(self._campaign.weeks_left, 1)
-        seen = self._campaign.observation(
-            torch.as_tensor(self._prices.spend(left)), self._prices.pressure(left)
+        longest = int(self.market.offers.validity_weeks.max())
+        spend, pressure = surcharged(
+            self._prices.spend(left), self._prices.pressure(left), self._surcharge_now(), left, longest
         )
-        return seen.cpu().numpy()
+        return self._campaign.observation(torch.as_tensor(spend), pressure).cpu().numpy()
+
+    def _surcharge_now(self) -> torch.Tensor:
+        """Return what the coming week's multiplier is raised by for each user, [n]."""
+        return self._surcharge * (self._campaign.state.week < self._surcharged_weeks)
 
     def reset(self) -> npt.NDArray[np.float32]:  # type: ignore[override]
         """Open the current episode and return its first observations, [n, o]."""
@@ -138,13 +155,14 @@ class TrainingMarket(SharedVecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Let the week happen; at the campaign's end open the next episode."""
         offer = torch.from_numpy(np.asarray(self._actions, dtype=np.int64)).to(self._campaign.device)
-        weeks_left = self._campaign.weeks_left
+        weeks_left, more = self._campaign.weeks_left, self._surcharge_now()
         after = self.visit_value.after(self._campaign)
         outcome, expected = self._campaign.step_with_expectation(offer)
         cost = expected.discount + to_currency(outcome.delivery).float()
         incremental = incremental_margin(expected, after)
         reserved = to_currency(outcome.reserved).float()
-        charge = self._prices.spend(weeks_left) * cost + self._prices.reserve(weeks_left) * reserved
+        spend, reserve = self._prices.spend(weeks_left), self._prices.reserve(weeks_left)
+        charge = (spend + more) * cost + (reserve + more) * reserved
         reward = (incremental - charge) / self.reward_scale
         self.totals["reward"] += float(reward.sum())
         self.totals["incremental_margin"] += float(incremental.sum())

@@ -197,6 +197,7 @@ class SimulatorsConfig(Section):
 
 
 RECOMMENDERS = ("purchase", "uplift_per_cost")
+PACINGS = ("pid", "re-solve")
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,11 @@ class MarketConfig(Section):
     recommender: str = setting(
         "purchase", "what fills the recommended slots: 'purchase' probability or 'uplift_per_cost'"
     )
+    pacing: str = setting(
+        "pid",
+        "what corrects a campaign that strays from its plan: 'pid', a controller on spend against plan, or "
+        "'re-solve', each week's share of the money left",
+    )
     resample_weeks: int = setting(
         0,
         "length of the blocks of weeks that a campaign's calendar is drawn in; 0 takes the real weeks",
@@ -227,11 +233,13 @@ class MarketConfig(Section):
     )
 
     def check_together(self) -> None:
-        """The recommender must be known."""
-        if self.recommender not in RECOMMENDERS:
-            raise ConfigError(
-                f"market.recommender: must be one of {', '.join(RECOMMENDERS)}, got {self.recommender!r}"
-            )
+        """The recommender and the pacing must be known."""
+        for key, value, known in (
+            ("recommender", self.recommender, RECOMMENDERS),
+            ("pacing", self.pacing, PACINGS),
+        ):
+            if value not in known:
+                raise ConfigError(f"market.{key}: must be one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)

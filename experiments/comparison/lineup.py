@@ -26,10 +26,14 @@ UPLIFT_WEEKS = 2
 """A coupon sent late in its week is mostly used in the next."""
 
 
+EVENLY_PACED = f"{MyopicUpliftPolicy.name}, even pacing"
+"""What industry runs."""
+
+
 class Pacing(StrEnum):
     """How an entrant's spend is kept to its budget.
 
-    FORECAST plays the campaign through beforehand and corrects by PID (:class:`agents.forecast.PIDPacing`);
+    FORECAST plays the campaign through beforehand and follows that plan (:mod:`agents.forecast`);
     EVEN divides the money left by the weeks left (:class:`agents.pacing.EvenPacing`).
     """
 
@@ -65,7 +69,7 @@ def core_lineup(market: MarketSpec, trained: Trained) -> list[Entrant]:
         Entrant(nothing.name, nothing, Pacing.EVEN),
         Entrant(RandomPolicy.name, RandomPolicy()),
         Entrant(myopic.name, myopic),
-        Entrant(f"{myopic.name}, even pacing", myopic, Pacing.EVEN),
+        Entrant(EVENLY_PACED, myopic, Pacing.EVEN),
         Entrant(learned.name, learned),
     ]
 

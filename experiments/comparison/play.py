@@ -24,13 +24,14 @@ import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 
-from agents.forecast import PIDPacing, plan_spend
-from agents.pacing import EvenPacing, Pacer
+from agents.forecast import Correction, follow, plan_spend
+from agents.pacing import EvenPacing
 from agents.rollout import CampaignResult, CampaignSetting, control_margin, open_campaign, play
 from experiments.artifacts import save_arrays
 from experiments.comparison.campaigns import Arena, OpenArena, without_lifts
 from experiments.comparison.lineup import Entrant, Pacing
 from experiments.comparison.segments import SEGMENTS, segment_features
+from experiments.config import MarketConfig
 from experiments.threads import keep_freed_memory, one_thread
 
 DoubleArray = npt.NDArray[np.float64]
@@ -250,7 +251,7 @@ def _play_one(path: Path, block: Block | None) -> Path:
 
 
 def _play(opened: OpenArena, arena: Arena, block: Block | None) -> Idle | Played:
-    return play_idle(opened) if block is None else play_block(opened, block, arena.market.budget_per_user)
+    return play_idle(opened) if block is None else play_block(opened, block, arena.market)
 
 
 def play_idle(opened: OpenArena) -> Idle:
@@ -263,11 +264,11 @@ def play_idle(opened: OpenArena) -> Idle:
     return Idle(np.stack(margins), np.stack([np.stack([s[k] for k in SEGMENTS], axis=1) for s in segments]))
 
 
-def play_block(opened: OpenArena, block: Block, budget_per_user: float) -> Played:
+def play_block(opened: OpenArena, block: Block, rules: MarketConfig) -> Played:
     """Plan an entrant's campaign once, as a shop would that knows its predictor only, and play them all."""
     market, trained = opened.parts.market, opened.trained
     entrant, settings = block.entrant, opened.settings[: block.campaigns]
-    budget = budget_per_user * block.multiple * len(settings[0].users)
+    budget = rules.budget_per_user * block.multiple * len(settings[0].users)
     if entrant.pacing is Pacing.FORECAST:
         campaign = open_campaign(market, replace(settings[0], world=market.predictor), budget)
         plan = plan_spend(entrant.policy, campaign, trained.prices, trained.visit_value, seed=PLAN_SEED)
@@ -277,7 +278,7 @@ def play_block(opened: OpenArena, block: Block, budget_per_user: float) -> Playe
 
     def result(setting: CampaignSetting) -> CampaignResult:
         # A new pacer for each campaign: the one that corrects remembers.
-        pacer: Pacer = EvenPacing(trained.prices) if plan is None else PIDPacing(plan)
+        pacer = EvenPacing(trained.prices) if plan is None else follow(plan, Correction(rules.pacing))
         return play(entrant.policy, market, setting, budget, pacer, trained.visit_value)
 
     again = [result(without_lifts(setting)).margin for setting in settings if block.without_lifts]

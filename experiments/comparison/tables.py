@@ -13,7 +13,7 @@ from agents.offer_network import LearnedPolicy
 from agents.pacing import WeekPrices
 from agents.policy import MyopicUpliftPolicy, NoOfferPolicy
 from envs.offers import Catalogue
-from experiments.comparison.lineup import Entrant
+from experiments.comparison.lineup import EVENLY_PACED, Entrant
 from experiments.comparison.play import Block, Played, Season
 from experiments.comparison.segments import SEGMENTS, profile_attributes, segment_groups
 from experiments.comparison.statistics import Estimate, PairedDifference, Resamples
@@ -143,34 +143,38 @@ class Comparison:
         return rows
 
     def comparison(self) -> list[Row]:
-        """Paired differences of PPO to each other entrant."""
-        rows = []
-        for block, played in self._compared():
-            if block.entrant.name == LearnedPolicy.name:
-                continue
-            learned = self.programme.block(LearnedPolicy.name, block.multiple)
-            gain = self.gain(learned)
-            paired = PairedDifference.of(
-                gain,
-                self.gain(block),
-                float(self.season.played[learned].cost.sum()),
-                float(played.cost.sum()),
-                self._weights(len(gain)),
-            )
-            difference = paired.difference.times(self.n_users)
-            rows.append(
-                {
-                    "name": LearnedPolicy.name,
-                    "baseline": block.entrant.name,
-                    "budget_multiple": block.multiple,
-                    "difference": difference.value,
-                    "ci_low": difference.low,
-                    "ci_high": difference.high,
-                    "relative": paired.relative,
-                    "spend_share": paired.spend_share,
-                }
-            )
-        return rows
+        """Paired differences of PPO to each other entrant, and of the myopic rule to itself paced evenly."""
+        names = [one.name for one in self.programme.lineup]
+        pairs = [(LearnedPolicy.name, name) for name in names if name != LearnedPolicy.name]
+        if EVENLY_PACED in names:
+            pairs.append((MyopicUpliftPolicy.name, EVENLY_PACED))
+        return [
+            self._difference(self.programme.block(name, multiple), self.programme.block(baseline, multiple))
+            for multiple in self.programme.budgets
+            for name, baseline in pairs
+        ]
+
+    def _difference(self, block: Block, baseline: Block) -> Row:
+        """The paired difference of two blocks at one budget."""
+        gain = self.gain(block)
+        paired = PairedDifference.of(
+            gain,
+            self.gain(baseline),
+            float(self.season.played[block].cost.sum()),
+            float(self.season.played[baseline].cost.sum()),
+            self._weights(len(gain)),
+        )
+        difference = paired.difference.times(self.n_users)
+        return {
+            "name": block.entrant.name,
+            "baseline": baseline.entrant.name,
+            "budget_multiple": block.multiple,
+            "difference": difference.value,
+            "ci_low": difference.low,
+            "ci_high": difference.high,
+            "relative": paired.relative,
+            "spend_share": paired.spend_share,
+        }
 
     def pacing(self) -> list[Row]:
         """Spend against plan and prices week by week; means over campaigns, of λ the geometric one."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.dual_prices import DualPrices
+from agents.dual_prices import DualPrices, surcharged
 from envs.campaign import Campaign
 from envs.demo_market import demo_market
 from envs.observation import predict
@@ -102,3 +102,25 @@ def test_what_reserving_costs_is_the_sum_of_its_weeks(horizon: int, pressure: fl
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
         # What is spent costs λ, as a coupon redeemed at once for its most would.
         assert dual.spend(left) == pytest.approx(sum(of_week[week:]))
+
+
+@given(prices, pressures, st.floats(0.0, 1e3), st.integers(1, 30), st.integers(1, 8))
+def test_a_dearer_week_is_felt_in_full_by_what_is_spent_or_reserved_longest(
+    price: float, pressure: float, more: float, left: int, validity: int
+) -> None:
+    dual = DualPrices.of_first_week(price, pressure, left)
+    of_week = multipliers(dual, left)
+    of_week[0] += more
+    spend, share = surcharged(price, pressure, more, left, validity)
+    assert spend == pytest.approx(sum(of_week))
+    # What an observation says of a unit reserved for w weeks: pressure * w / W, and the rest at the end.
+    weeks = min(validity, left)
+    at_end = 1.0 if weeks >= left else 0.0
+    felt = float(spend) * (float(share) * weeks / left + (1.0 - float(share)) * at_end)
+    assert felt == pytest.approx(sum(of_week[:weeks]), rel=1e-6, abs=1e-9 * (price + more))
+
+
+def test_a_week_that_is_not_dearer_keeps_its_prices() -> None:
+    assert surcharged(4.0, 0.25, 0.0, 8, 2) == (4.0, 0.25)
+    # 4 + 2 in all; 0.25 * 4 and 2 more in one of eight weeks, felt over a coupon's two: (1 + 2 * 8 / 2) / 6.
+    assert surcharged(4.0, 0.25, 2.0, 8, 2) == pytest.approx((6.0, 1.5))

@@ -14,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import forecast
+from agents.dual_prices import surcharged
 from agents.forecast import (
     CORRECTION,
+    Correction,
     PIDPacing,
+    ReserveRule,
     ReSolvedPacing,
     SpendPlan,
+    follow,
     plan_spend,
     reservable,
     twin,
@@ -37,6 +41,7 @@ from envs.offers import Catalogue, Offer, OfferKind
 from envs.simulator import Simulator
 
 N, WEEKS = 24, 4
+FAMILIES = ((0.0, ReserveRule.PRICE), (0.5, ReserveRule.PRICE), (0.5, ReserveRule.SURCHARGE))
 
 
 @cache
@@ -90,7 +95,7 @@ def at(running: Campaign, week: int, budget: float, spent: float) -> Campaign:
 @pytest.fixture
 def few_plays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans from fewer plays, which take a fifth of the time."""
-    for name, value in (("LEVELS", 5), ("REFINED", 1), ("PRESSURES", (0.0, 0.5))):
+    for name, value in (("LEVELS", 5), ("REFINED", 1), ("FAMILIES", FAMILIES)):
         monkeypatch.setattr(forecast, name, value)
 
 
@@ -211,8 +216,9 @@ def test_a_week_may_reserve_its_share_of_what_is_not_spent(validities: tuple[int
     assert reservable(running) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("rule", ReserveRule)
 @pytest.mark.parametrize("validity", [1, 2, 3])
-def test_coupons_of_many_weeks_leave_money_for_every_week(validity: int) -> None:
+def test_coupons_of_many_weeks_leave_money_for_every_week(validity: int, rule: ReserveRule) -> None:
     # Nothing is redeemed: all that is reserved comes back when it expires, and only delivery is spent.
     spec = coupons_of(validity)
     heads = copy.deepcopy(spec.predictor.heads)
@@ -223,30 +229,40 @@ def test_coupons_of_many_weeks_leave_money_for_every_week(validity: int) -> None
         # Each week has about its share of what is not spent, whatever the weeks before it reserved.
         left = 12.0 - float(running.state.ledger.spent) / 10_000
         assert reservable(running) > 0.8 * left / validity
-        found = within_reserve(policy, running, WeekPrices(0.05, 0.5))
+        found = within_reserve(policy, running, WeekPrices(0.05, 0.5), rule)
         outcome = running.step(choose(policy, running, found).argmax(dim=1))
         assert not outcome.refused.any()
         assert bool((outcome.offer == 2).any())
 
 
+@pytest.mark.parametrize("rule", ReserveRule)
 @pytest.mark.parametrize("budget", [2.0, 6.0, 20.0])
 @pytest.mark.parametrize("weeks", [0, 2])
-def test_prices_within_the_reserve_are_the_lowest_that_fit(budget: float, weeks: int) -> None:
+def test_prices_within_the_reserve_are_the_lowest_that_fit(
+    budget: float, weeks: int, rule: ReserveRule
+) -> None:
     running = started(budget, spec=market(60), weeks=0)
     policy = MyopicUpliftPolicy(running.spec.layout)
     for _ in range(weeks):
-        running.step(choose(policy, running, within_reserve(policy, running, WeekPrices(0.3))).argmax(dim=1))
-    start = WeekPrices(0.1, 0.4)
-    found = within_reserve(policy, running, start)
-    assert found.pressure == 0.4
+        found = within_reserve(policy, running, WeekPrices(0.3), rule)
+        running.step(choose(policy, running, found).argmax(dim=1))
+    start, left = WeekPrices(0.1, 0.4), running.weeks_left
+    longest = int(running.spec.offers.validity_weeks.max())
+    found = within_reserve(policy, running, start, rule)
     free = reservable(running)
 
-    def worst(price: float) -> float:
-        return expected_commitment(running, choose(policy, running, WeekPrices(price, 0.4)))[1]
+    def worst(by: float) -> float:
+        prices = WeekPrices(start.spend + by, start.pressure)
+        if rule is ReserveRule.SURCHARGE:
+            spend, pressure = surcharged(start.spend, start.pressure, by, left, longest)
+            prices = WeekPrices(float(spend), float(pressure))
+        return expected_commitment(running, choose(policy, running, prices))[1]
 
-    assert worst(found.spend) <= free
-    if found.spend > start.spend:
-        assert worst(found.spend * 0.998) > free
+    by = found.spend - start.spend
+    assert worst(by) <= free
+    if by > 0:
+        assert worst(by * 0.998) > free
+        assert (found.pressure == 0.4) is (rule is ReserveRule.PRICE)
     else:
         assert found == start
     # A rule without chance asks for no more than that, and is refused nothing.
@@ -254,10 +270,11 @@ def test_prices_within_the_reserve_are_the_lowest_that_fit(budget: float, weeks:
     assert not outcome.refused.any()
     # Prices that fit are left as they are.
     again = started(1e5, spec=market(60))
-    assert within_reserve(policy, again, start) == start
+    assert within_reserve(policy, again, start, rule) == start
 
 
-def test_the_reserve_holds_from_any_planned_price() -> None:
+@pytest.mark.parametrize("rule", ReserveRule)
+def test_the_reserve_holds_from_any_planned_price(rule: ReserveRule) -> None:
     running = started(6.0, spec=market(60))
     policy = MyopicUpliftPolicy(running.spec.layout)
     prices = price_range(running.prediction.uplift, running.prediction.budget_use(1.0))
@@ -266,7 +283,7 @@ def test_the_reserve_holds_from_any_planned_price() -> None:
     dear = expected_commitment(running, choose(policy, running, WeekPrices(prices.high, 0.3)))
     assert dear[1] <= free
     # ... so it must be found, also from the lowest price that PID makes of the range's lower end.
-    found = within_reserve(policy, running, WeekPrices(prices.low * CORRECTION.low, 0.3))
+    found = within_reserve(policy, running, WeekPrices(prices.low * CORRECTION.low, 0.3), rule)
     assert expected_commitment(running, choose(policy, running, found))[1] <= free
 
 
@@ -322,16 +339,18 @@ def test_a_plan_is_the_best_of_what_was_tried(weeks: int) -> None:
     assert (plan.spend[weeks:] >= 0).all()
     assert set(plan.prices[:weeks]) <= {plan.prices[weeks]}
     assert set(plan.reached[:weeks]) <= {plan.reached[weeks]}
-    # λ only rises to what can be reserved; the pressure is the plan's.
+    # λ only rises to what can be reserved, and so does the pressure where the week alone is dearer.
     for start, reached in zip(plan.prices, plan.reached, strict=True):
         assert reached.spend >= start.spend
-        assert reached.pressure == start.pressure
-    margins = [margin for _, _, margin, _ in plan.tried]
+        assert reached.pressure >= start.pressure
+        assert reached.pressure == start.pressure or plan.rule is ReserveRule.SURCHARGE
+    margins = [margin for *_, margin, _ in plan.tried]
     assert plan.margin == max(margins)
     best = plan.tried[margins.index(plan.margin)]
-    assert best[3] == pytest.approx(plan.spend.sum())
-    assert len(plan.tried) >= 2 * 5
-    assert {pressure for _, pressure, _, _ in plan.tried} == {0.0, 0.5}
+    assert best[2] is plan.rule
+    assert best[4] == pytest.approx(plan.spend.sum())
+    assert len(plan.tried) >= 3 * 5
+    assert {(pressure, rule) for _, pressure, rule, _, _ in plan.tried} == set(FAMILIES)
     # One pair of multipliers explains all weeks: λ falls by a week's multiplier, and by the same each week.
     of_week = [price.spend * price.pressure / (WEEKS - week) for week, price in enumerate(plan.prices)]
     assert of_week[weeks:] == pytest.approx([of_week[weeks]] * (WEEKS - weeks))
@@ -374,7 +393,7 @@ def test_a_plan_keeps_to_the_price_range() -> None:
     running = started(1e4)
     prices = price_range(running.prediction.uplift, running.prediction.budget_use(1.0))
     plan = planned(1e4, running=running)
-    for level, _, _, _ in plan.tried:
+    for level, *_ in plan.tried:
         assert prices.low * (1 - 1e-9) <= level <= prices.high * (1 + 1e-9)
 
 
@@ -383,7 +402,7 @@ def test_a_plan_keeps_to_the_price_range() -> None:
 
 def synthetic(price: float, spend: Sequence[float], pressure: float = 0.5, already: float = 0.0) -> SpendPlan:
     prices = tuple(WeekPrices(price, pressure) for _ in spend)
-    return SpendPlan(prices, prices, np.array(spend, dtype=np.float64), 1.0, already, ())
+    return SpendPlan(prices, ReserveRule.PRICE, prices, np.array(spend, dtype=np.float64), 1.0, already, ())
 
 
 class DearestCoupon:
@@ -498,6 +517,7 @@ class OnlyPush(RandomPolicy):
 def test_pid_by_hand_over_three_weeks() -> None:
     plan = SpendPlan(
         prices=tuple(WeekPrices(price, 0.3) for price in (2.0, 1.8, 1.6, 1.4)),
+        rule=ReserveRule.PRICE,
         reached=tuple(WeekPrices(9.0, 0.3) for _ in range(4)),
         spend=np.array([4.0, 3.0, 2.0, 1.0]),
         margin=1.0,
@@ -561,3 +581,9 @@ def test_a_plan_made_in_the_middle_is_followed_from_there(which: str) -> None:
     at(running, 2, 4 * cost, 2 * cost)
     pacer: Pacer = ReSolvedPacing(plan) if which == "re-solved" else PIDPacing(plan)
     assert pacer.prices(OnlyPush(), running).spend == pytest.approx(2.0, rel=0.02)
+
+
+def test_a_campaign_follows_its_plan_by_the_correction_asked_for() -> None:
+    plan = synthetic(2.0, [1.0, 1.0, 1.0, 1.0])
+    assert follow(plan, Correction("pid")) == PIDPacing(plan)
+    assert follow(plan, Correction("re-solve")) == ReSolvedPacing(plan)

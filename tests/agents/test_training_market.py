@@ -10,12 +10,12 @@ import torch
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.pacing import PriceRange
-from agents.training_market import TrainingMarket
+from agents.training_market import MOST_SURCHARGE, SURCHARGED_SHARE, TrainingMarket
 from agents.visit_value import VisitValue
 from envs.assumptions import ASSUMED_RANGES, AssumedResponse
 from envs.campaign import UNLIMITED_BUDGET, Campaign, MarketSpec
 from envs.demo_market import demo_market
-from envs.observation import LOG_DUAL_PRICE, PRESSURE
+from envs.observation import LOG_DUAL_PRICE
 from envs.simulator import Simulator
 
 N, WEEKS, SCALE = 12, 4, 0.05
@@ -125,13 +125,21 @@ def test_the_reward_by_hand_from_a_parallel_campaign(episode: int) -> None:
     beside = Campaign(market(), redrawn, start=start, users=users, budget=UNLIMITED_BUDGET, seed=luck)
     first = np.exp(drawn.uniform(np.log(PRICES.low), np.log(PRICES.high), N))
     pressure = drawn.uniform(size=N)
+    surcharge = first * drawn.uniform(0.0, MOST_SURCHARGE, N)
+    surcharged_weeks = drawn.integers(0, WEEKS + 1, N) * (drawn.random(N) < SURCHARGED_SHARE)
+    longest = int(market().offers.validity_weeks.max())
     total = np.zeros(N)
     sums = {"incremental": 0.0, "cost": 0.0}
     for week in range(WEEKS):
         # λ_s is what all multipliers from week s on add up to; μ_t / λ_s of it does not depend on the last.
         multipliers = [weekly_multiplier(first, pressure, t) for t in range(week, WEEKS)]
         price = np.sum(multipliers, axis=0)
-        share = pressure * first / WEEKS * (WEEKS - week) / price
+        # A week's own multiplier may be higher still; with a coupon of the longest validity, that is felt as
+        # if all weeks' were by so much that it comes to the same.
+        more = surcharge * (week < surcharged_weeks)
+        weekly = pressure * first / WEEKS + more / min(longest, WEEKS - week)
+        price = price + more
+        share = weekly * (WEEKS - week) / price
         seen = beside.observation(torch.from_numpy(price).float(), torch.from_numpy(share).float())
         np.testing.assert_allclose(observation, seen.numpy(), rtol=1e-4, atol=1e-5)
         after = visit_value().after(beside).double().numpy()
@@ -143,7 +151,7 @@ def test_the_reward_by_hand_from_a_parallel_campaign(episode: int) -> None:
         more_visits = (expected.visit - expected.idle_visit).double().numpy()
         incremental = incremental + more_visits * (after[:, 1] - after[:, 0])
         reserved = outcome.reserved.double().numpy() / 10_000
-        by_hand = (incremental - price * cost - multipliers[0] * reserved) / SCALE
+        by_hand = (incremental - price * cost - (multipliers[0] + more) * reserved) / SCALE
         np.testing.assert_allclose(reward, by_hand, rtol=1e-4, atol=1e-4)
         total += reward
         sums["incremental"] += float(incremental.sum())
@@ -211,15 +219,20 @@ def test_resetting_twice_opens_the_same_episode() -> None:
 
 def test_users_prices_and_worlds_of_an_episode() -> None:
     env = training(users=range(20, 40))
-    prices, pressures, assumed = [], [], []
+    prices, pressures, surcharges, weeks, assumed = [], [], [], [], []
     for episode in range(60):
         env.episode = episode
         observation = env.reset()
         users = env._campaign.users
         assert len(set(users.tolist())) == N
         assert users.min() >= 20
-        prices += observation[:, LOG_DUAL_PRICE].tolist()
-        pressures += observation[:, PRESSURE].tolist()
+        first = torch.as_tensor(env._prices.spend(WEEKS))
+        plain = (env._surcharged_weeks == 0).numpy()
+        np.testing.assert_allclose(observation[plain, LOG_DUAL_PRICE], first.log().numpy()[plain], rtol=1e-4)
+        prices += first.log().tolist()
+        pressures += torch.as_tensor(env._prices.pressure(WEEKS)).tolist()
+        surcharges += (env._surcharge / first).tolist()
+        weeks += env._surcharged_weeks.tolist()
         world = env._campaign.world
         # Each world answers for every second user, with assumptions drawn for this episode.
         assert [simulator.margin_rate for simulator in world.simulators] == [0.28, 0.5]
@@ -233,6 +246,9 @@ def test_users_prices_and_worlds_of_an_episode() -> None:
     assert 0 <= min(pressures) < 0.02 < 0.98 < max(pressures) <= 1
     assert np.mean(pressures) == pytest.approx(0.5, abs=0.05)
     assert abs(np.corrcoef(prices, pressures)[0, 1]) < 0.15
+    assert 0 <= min(surcharges) < 0.02 < MOST_SURCHARGE - 0.02 < max(surcharges) <= MOST_SURCHARGE + 1e-6
+    spared, each = 1.0 - SURCHARGED_SHARE, SURCHARGED_SHARE / (WEEKS + 1)
+    assert np.bincount(weeks) / len(weeks) == pytest.approx([spared + each, *[each] * WEEKS], abs=0.05)
     assert len(set(assumed)) == 120
     for name, of in ASSUMED_RANGES.items():
         values = np.array([getattr(response, name) for response in assumed])

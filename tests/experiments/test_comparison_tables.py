@@ -103,7 +103,7 @@ def test_policies_say_what_was_gained_and_spent() -> None:
 
 def test_differences_are_paired_and_relative_to_the_baseline() -> None:
     rows = comparison().comparison()
-    assert len(rows) == 2 * (len(LINEUP) - 1)
+    assert len(rows) == 2 * len(LINEUP)
     myopic = row(rows, baseline="myopic uplift", budget_multiple=1.0)
     assert myopic["name"] == "PPO"
     assert myopic["difference"] == pytest.approx(0.1 * N)
@@ -112,6 +112,10 @@ def test_differences_are_paired_and_relative_to_the_baseline() -> None:
     nothing = row(rows, baseline="no offer", budget_multiple=0.5)
     assert nothing["relative"] is None
     assert nothing["spend_share"] == 0.0
+    pacing = row(rows, name="myopic uplift", budget_multiple=1.0)
+    assert pacing["baseline"] == "myopic uplift, even pacing"
+    assert pacing["difference"] == pytest.approx(0.1 * N)
+    assert pacing["relative"] == pytest.approx(0.25)
 
 
 def test_pacing_and_offers_add_up() -> None:

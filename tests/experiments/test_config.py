@@ -138,3 +138,9 @@ def test_overrides_go_over_any_configuration() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.precision.*fp16"):
         load_config("smoke", (), ["encoder.precision=fp16"])
+
+
+@pytest.mark.parametrize("key", ["recommender", "pacing"])
+def test_an_unknown_rule_of_the_market_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"market\.{key}: must be one of .*, got 'best'"):
+        load_config("smoke", (), [f"market.{key}=best"])
