@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from agents.serving import CouponPolicy, DecisionInputError
+from agents.serving import DecisionInputError, ObservationPolicy
 
 DECIDE_BATCH = 16_384
 PRICE_COLUMN = "log_dual_price"
@@ -26,9 +26,15 @@ NUMERIC = (
 
 
 def decide_file(
-    policy: Path, users: Path, out: Path, *, seed: int | None = None, dual_price: float | None = None
+    policy: Path,
+    users: Path,
+    out: Path,
+    *,
+    seed: int | None = None,
+    dual_price: float | None = None,
+    on_users: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Decide for every user of a Parquet file, in bounded memory.
+    """Decide for every user of a Parquet file of observation rows, in bounded memory.
 
     Args:
         policy: exported bundle.
@@ -37,6 +43,7 @@ def decide_file(
         out: ``.parquet`` or ``.jsonl``: user_id, offer, offer_name, propensity. Written whole or not at all.
         seed: of the draws; None draws differently each time.
         dual_price: λ for all users; goes before a column of the file.
+        on_users: called with the number of users done, after each batch.
 
     Returns:
         Number of users decided for.
@@ -47,7 +54,7 @@ def decide_file(
     """
     if out.suffix not in (".parquet", ".jsonl"):
         raise DecisionInputError(f"{out}: write to a .parquet or .jsonl file")
-    loaded = CouponPolicy.load(policy)
+    loaded = ObservationPolicy.load(policy)
     try:
         source = pyarrow.parquet.ParquetFile(users)
     except (OSError, pyarrow.ArrowInvalid) as error:
@@ -77,7 +84,7 @@ def decide_file(
         ]
     )
     try:
-        with _Writer(temporary, schema, out.suffix) as writer:
+        with DecisionWriter(temporary, schema, out.suffix) as writer:
             for batch in _batches(source, needed):
                 observation = _observation(batch, loaded.columns, price)
                 decided = loaded.decide(observation, rng=rng, first_row=n)
@@ -93,6 +100,7 @@ def decide_file(
                     )
                 )
                 n += len(observation)
+                on_users(len(observation))
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, DecisionInputError):
@@ -102,11 +110,11 @@ def decide_file(
     return n
 
 
-def _log_price(policy: CouponPolicy, given: float | None, in_file: bool) -> float | None:
+def _log_price(policy: ObservationPolicy, given: float | None, in_file: bool) -> float | None:
     """Return log λ for all users, or None where the file brings one for each."""
     if given is None and in_file:
         return None
-    price = float(policy.settings["default_dual_price"]) if given is None else given
+    price = policy.settings.default_dual_price() if given is None else given
     if not price > 0:
         raise DecisionInputError(f"the dual price must be > 0, got {price}")
     return float(np.log(price))
@@ -132,15 +140,21 @@ def _observation(batch: Any, columns: tuple[str, ...], log_price: float | None) 
     return rows
 
 
-class _Writer:
-    """Parquet or JSON lines, whichever the suffix says."""
+class DecisionWriter:
+    """Parquet or JSON lines, whichever the suffix says.
+
+    Args:
+        path: where to.
+        schema: of the rows.
+        suffix: ``.parquet`` or ``.jsonl``.
+    """
 
     def __init__(self, path: Path, schema: Any, suffix: str) -> None:
         self.path = path
         self.parquet = pyarrow.parquet.ParquetWriter(path, schema) if suffix == ".parquet" else None
         self.lines = None if self.parquet else path.open("w", encoding="utf-8")
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> DecisionWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,6 +164,7 @@ class _Writer:
             self.lines.close()
 
     def write(self, table: Any) -> None:
+        """Write the rows of a table."""
         if self.parquet:
             self.parquet.write_table(table)
         if self.lines:

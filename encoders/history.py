@@ -13,15 +13,13 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from encoders.history_counts import FAST_DECAY as _FAST
+from encoders.history_counts import MOST_TRIPS as MOST_TRIPS
+from encoders.history_counts import NEVER_WEEKS as NEVER_WEEKS
+from encoders.history_counts import RECENT_BASKETS as RECENT_BASKETS
+from encoders.history_counts import RECENT_WEEKS as RECENT_WEEKS
+from encoders.history_counts import SLOW_DECAY as _SLOW
 from encoders.scratch import Scratch
-
-NEVER_WEEKS = 60.0
-"""Recency of something that has not happened; also its cap."""
-
-SLOW_HALF_LIFE_WEEKS = 16.0
-FAST_HALF_LIFE_WEEKS = 4.0
-_SLOW = 0.5 ** (1.0 / SLOW_HALF_LIFE_WEEKS)
-_FAST = 0.5 ** (1.0 / FAST_HALF_LIFE_WEEKS)
 
 PRIOR_VISITS = 2.0
 """Weight, in visits, of the category's base rate in a user's purchase rate."""
@@ -29,15 +27,6 @@ PRIOR_VISITS = 2.0
 CAUTIOUS_PRIOR_VISITS = 8.0
 """The same in the cautious rate. Categories differ in how much a few purchases say; of two rates that differ
 in caution the heads mix their own."""
-
-RECENT_WEEKS = 4
-"""Weeks of which it is remembered exactly whether a category was bought."""
-
-RECENT_BASKETS = 4
-"""Weeks of which the size of the basket is remembered."""
-
-MOST_TRIPS = 7.0
-"""Trips in a week that count; more of them say no more."""
 
 CATEGORY_FEATURES = (
     "slow_rate_logit",

@@ -278,7 +278,7 @@ class EvaluateConfig(Section):
         (0.5, 1.0, 2.0), "budgets to compare at, as multiples of market.budget_per_user", above=0.0
     )
     behaviour_exploration: float = setting(
-        0.3, "share of uniformly random decisions in the logging policy", above=0.0, high=1.0
+        0.1, "share of uniformly random decisions in the logging policy", above=0.0, high=1.0
     )
 
     def check_together(self) -> None:

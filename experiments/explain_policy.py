@@ -15,7 +15,7 @@ from rich.table import Table
 
 from agents.pacing import WeekPrices
 from agents.rollout import CampaignSetting, log_campaign
-from agents.serving import CouponPolicy
+from agents.serving import ObservationPolicy
 from experiments.artifacts import MarketParts, late_starts, load_market
 from experiments.config import ConfigError
 from experiments.fitted_run import FittedRun
@@ -114,7 +114,7 @@ def explain_policy(folder: Path) -> PolicyExplanation:
         raise ConfigError(
             f"{folder}: stage {export.STAGE.name} is not complete; run: couponlab export --out {folder}"
         )
-    policy = CouponPolicy.load(folder / export.STAGE.folder)
+    policy = ObservationPolicy.load(folder / export.STAGE.folder)
     parts = load_market(
         folder / prepare.STAGE.folder, folder / finetune.STAGE.folder, run.config.market, "cpu"
     )
@@ -124,7 +124,7 @@ def explain_policy(folder: Path) -> PolicyExplanation:
             f"{folder}: the exported policy knows the offers {', '.join(policy.offers)}, but the run's "
             f"catalogue has {', '.join(offers)}; run: couponlab export --out {folder}"
         )
-    prices = sorted(set(policy.settings["dual_prices"].values())) or [policy.settings["default_dual_price"]]
+    prices = policy.settings.mean_prices()
     rows, net_uplift = played_rows(policy, parts, prices, n_users=MOST_USERS, seed=SEED)
     probabilities = decide_in_batches(policy, rows.observation)
     rng = np.random.default_rng(SEED)

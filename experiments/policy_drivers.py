@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from agents.export import TIE
+from agents.parity import TIE
 from experiments.policy_inputs import DoubleArray, InputGroup, input_groups
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,7 +38,7 @@ CAVEAT = (
 
 
 class Deciding(Protocol):
-    """What is explained; :class:`agents.serving.CouponPolicy` is one."""
+    """What is explained; :class:`agents.serving.ObservationPolicy` is one."""
 
     @property
     def columns(self) -> tuple[str, ...]:

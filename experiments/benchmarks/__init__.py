@@ -135,15 +135,30 @@ def _number(value: float | None) -> str:
 
 
 def _run_module(name: str, request: Request) -> list[Row]:
-    module = import_module(f"{__name__}.{name}")
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
     rows: list[Row] = module.run(request) if name in _OF_A_RUN else module.run()
     return rows
 
 
-_OF_A_RUN = frozenset({"ppo", "realism", "robustness"})
+_OF_A_RUN = frozenset({"http", "messages", "ppo", "realism", "robustness", "serve"})
 
 BENCHMARKS: dict[str, Callable[[Request], list[Row]]] = {
     name: partial(_run_module, name)
-    for name in ("encoder", "labels", "market", "ppo", "realism", "robustness", "tabular")
+    for name in (
+        "budget-ope",
+        "encoder",
+        "http",
+        "labels",
+        "ledger",
+        "market",
+        "messages",
+        "ope",
+        "ope-speed",
+        "ppo",
+        "realism",
+        "robustness",
+        "serve",
+        "tabular",
+    )
 }
 """Every benchmark by name; a value imports its module when called."""

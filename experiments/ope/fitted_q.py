@@ -158,8 +158,10 @@ def _normal_equations(
 def _solve_ridge(gram: FloatArray, moment: FloatArray, ridge: float) -> FloatArray:
     """Solve the joint ridge regression; returns the coefficients of each offer as [d, K].
 
-    The design is [shared | offer 0 | … | offer K-1], so XᵀX is an arrow: Σ_k G_k in the corner, G_k along
-    the border and the diagonal. All but the shared intercept is penalised.
+    With G_k = XᵀX and m_k = Xᵀy of offer k's rows, the deviation of its coefficients from the shared ones is
+    δ_k = (G_k + λI)⁻¹ (m_k - G_k β). Put into the condition for β, which is penalised by P, all but its
+    intercept, that leaves one system of the size of β, and none of the size of all offers together:
+    (Σ_k (G_k + λI)⁻¹ G_k + P/λ) β = Σ_k (G_k + λI)⁻¹ m_k.
 
     Args:
         gram: [K, d, d] XᵀX of each offer's rows.
@@ -167,15 +169,12 @@ def _solve_ridge(gram: FloatArray, moment: FloatArray, ridge: float) -> FloatArr
         ridge: penalty in rows.
     """
     n_offers, width = moment.shape
-    system = np.zeros((1 + n_offers, width, 1 + n_offers, width))
-    system[0, :, 0] = gram.sum(axis=0)
-    for offer in range(n_offers):
-        system[0, :, 1 + offer] = system[1 + offer, :, 0] = system[1 + offer, :, 1 + offer] = gram[offer]
-    matrix = system.reshape((1 + n_offers) * width, -1)
-    penalty = np.full(matrix.shape[0], ridge)
-    penalty[0] = 0.0
-    penalty += _JITTER * np.trace(matrix) / matrix.shape[0]
-    matrix[np.diag_indices_from(matrix)] += penalty
-    right = np.concatenate([moment.sum(axis=0), moment.ravel()])
-    solution = np.linalg.solve(matrix, right).reshape(1 + n_offers, width)
-    return np.asarray((solution[0] + solution[1:]).T)
+    jitter = _JITTER * 2 * np.trace(gram, axis1=1, axis2=2).sum() / ((1 + n_offers) * width)
+    penalty = ridge + jitter
+    known = np.concatenate([gram, moment[:, :, None]], axis=2)
+    solved = np.linalg.solve(gram + penalty * np.eye(width), known)
+    explained, own = solved[:, :, :-1], solved[:, :, -1]
+    shrunk = np.ones(width)
+    shrunk[0] = jitter / penalty
+    shared = np.linalg.solve(explained.sum(axis=0) + np.diag(shrunk), own.sum(axis=0))
+    return np.asarray((shared + own - explained @ shared).T)

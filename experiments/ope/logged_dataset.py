@@ -23,13 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-PropensitySource = Literal["logged", "estimated"]
+from experiments.ope.log_checks import BoolArray as BoolArray
+from experiments.ope.log_checks import FloatArray as FloatArray
+from experiments.ope.log_checks import IntArray as IntArray
+from experiments.ope.log_checks import LoggedDataError as LoggedDataError
+from experiments.ope.log_checks import check_actions, check_propensities, refuse
+from experiments.ope.log_checks import require_array as require_array
+from experiments.ope.log_checks import require_probabilities as require_probabilities
 
-PROBABILITY_TOLERANCE = 1e-5
-"""How far a probability row may sum from 1: the rounding of a float32 softmax, no more."""
+PropensitySource = Literal["logged", "estimated"]
 
 _STEP_COLUMNS: dict[str, type[np.generic]] = {
     "user": np.int64,
@@ -44,10 +46,6 @@ _STEP_COLUMNS: dict[str, type[np.generic]] = {
     "truncated": np.bool_,
 }
 _METADATA_KEY = b"couponlab.logged_dataset"
-
-
-class LoggedDataError(ValueError):
-    """A log that must not be evaluated; the message names the column, a row and an example value."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,7 +68,8 @@ class LoggedDataset:
         dual_price: [N] float64, the price λ ≥ 0 of a unit of budget at this step.
         observation_names: o distinct names of the observation columns.
         propensity_source: whether ``propensity`` was logged by the policy that acted, or estimated later.
-        behaviour_probabilities: [N, K] float64, the behaviour policy's whole distribution, if known.
+        behaviour_probabilities: [N, K] float64, the behaviour policy's whole distribution, if known; it is
+            estimated where ``propensity`` is.
 
     Raises:
         LoggedDataError: a column has the wrong shape, type or value, or episodes are out of order.
@@ -101,6 +100,10 @@ class LoggedDataset:
     def _check_columns(self) -> None:
         if self.propensity_source not in get_args(PropensitySource):
             raise LoggedDataError(f"propensity_source is {self.propensity_source!r}")
+        if not isinstance(self.observation_names, tuple) or not all(
+            isinstance(name, str) for name in self.observation_names
+        ):
+            raise LoggedDataError(f"observation_names must be a tuple of texts: {self.observation_names!r}")
         if len(set(self.observation_names)) != len(self.observation_names):
             raise LoggedDataError(f"observation_names repeat: {self.observation_names}")
         if self.mask.ndim != 2 or 0 in self.mask.shape:
@@ -113,22 +116,9 @@ class LoggedDataset:
             require_array(name, getattr(self, name), dtype, (self.n_steps,))
 
     def _check_values(self) -> None:
-        improper = (self.propensity <= 0) | (self.propensity > 1)
-        _refuse("propensity", improper, self.propensity, "must lie in (0, 1]")
-        _refuse("dual_price", self.dual_price < 0, self.dual_price, "must not be negative")
-        outside = (self.action < 0) | (self.action >= self.n_offers)
-        _refuse("action", outside, self.action, f"must lie in 0..{self.n_offers - 1}")
-        rows = np.arange(self.n_steps)
-        _refuse("action", ~self.mask[rows, self.action], self.action, "was masked out when it was logged")
-        if self.behaviour_probabilities is None:
-            return
-        probabilities = self.behaviour_probabilities
-        require_probabilities("behaviour_probabilities", probabilities, self.mask.shape)
-        forbidden = np.where(self.mask, 0.0, probabilities).max(axis=1)
-        _refuse("behaviour_probabilities", forbidden > 0, forbidden, "is on an offer that was masked out")
-        taken = probabilities[rows, self.action]
-        disagrees = np.abs(taken - self.propensity) > PROBABILITY_TOLERANCE
-        _refuse("propensity", disagrees, self.propensity, "differs from behaviour_probabilities")
+        refuse("dual_price", self.dual_price < 0, self.dual_price, "must not be negative")
+        check_actions(self.action, self.mask)
+        check_propensities(self.propensity, self.action, self.mask, self.behaviour_probabilities)
 
     def _check_episodes(self) -> None:
         starts = self.episode_starts
@@ -136,14 +126,14 @@ class LoggedDataset:
         again = (np.diff(self.user[order]) == 0) & (np.diff(self.campaign[order]) == 0)
         repeated = np.zeros(self.n_steps, dtype=np.bool_)
         repeated[order[1:][again]] = True
-        _refuse("user", repeated, self.user, "comes back to a campaign whose rows stand elsewhere")
+        refuse("user", repeated, self.user, "comes back to a campaign whose rows stand elsewhere")
         jump = (self.position > 0) & (np.diff(self.week, prepend=0) != 1)
-        _refuse("week", jump, self.week, "must follow the row above it by one week within an episode")
+        refuse("week", jump, self.week, "must follow the row above it by one week within an episode")
         for name in ("terminated", "truncated"):
             flag: BoolArray = getattr(self, name)
-            _refuse(name, flag & ~self.is_last, flag, "may stand only on an episode's last row")
+            refuse(name, flag & ~self.is_last, flag, "may stand only on an episode's last row")
         open_ended = self.is_last & ~(self.terminated | self.truncated)
-        _refuse("truncated", open_ended, self.truncated, "must be set where an episode stops unterminated")
+        refuse("truncated", open_ended, self.truncated, "must be set where an episode stops unterminated")
 
     @property
     def n_steps(self) -> int:
@@ -231,29 +221,33 @@ class LoggedDataset:
         Raises:
             LoggedDataError: the file lacks a column or has nulls in it, or its content is not valid.
         """
+        if not path.is_file():
+            raise LoggedDataError(f"{path}: no such file")
         try:
             table = pq.read_table(path)
         except pa.ArrowInvalid as error:
             raise LoggedDataError(f"{path} is not a readable Parquet file: {error}") from error
-        if _METADATA_KEY not in (table.schema.metadata or {}):
+        if not is_logged_dataset(table.schema):
             raise LoggedDataError(f"{path} was not written by LoggedDataset.save: its metadata is missing")
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
         names = tuple(metadata["observation_names"])
 
-        def column(name: str) -> npt.NDArray[Any]:
+        def column(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
             if name not in table.column_names:
                 raise LoggedDataError(f"{path}: column {name} is missing")
             if table[name].null_count:
                 raise LoggedDataError(f"{path}: column {name} has {table[name].null_count} nulls")
-            return np.asarray(table[name].to_numpy())
+            values = np.asarray(table[name].to_numpy())
+            require_array(name, values, dtype, (table.num_rows,))
+            return values
 
         def matrix(prefix: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
-            stack = [column(name) for name in _matrix_columns(prefix, names, metadata["n_offers"])]
+            stack = [column(name, dtype) for name in _matrix_columns(prefix, names, metadata["n_offers"])]
             return np.stack(stack, axis=1) if stack else np.empty((table.num_rows, 0), dtype=dtype)
 
         known = metadata["has_behaviour_probabilities"]
         return cls(
-            **{name: column(name) for name in _STEP_COLUMNS},
+            **{name: column(name, dtype) for name, dtype in _STEP_COLUMNS.items()},
             observation=matrix("observation", np.float32),
             next_observation=matrix("next_observation", np.float32),
             mask=matrix("mask", np.bool_),
@@ -263,34 +257,9 @@ class LoggedDataset:
         )
 
 
-def require_array(
-    name: str, values: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]
-) -> None:
-    """Raise :class:`LoggedDataError` unless ``values`` has this dtype and shape and is finite."""
-    if values.shape != shape:
-        raise LoggedDataError(f"{name} has shape {values.shape}, expected {shape}")
-    if values.dtype != dtype:
-        raise LoggedDataError(f"{name} has dtype {values.dtype}, expected {np.dtype(dtype)}")
-    _refuse(name, ~np.isfinite(values), values, "must be finite")
-
-
-def require_probabilities(name: str, values: FloatArray, shape: tuple[int, ...]) -> None:
-    """Raise :class:`LoggedDataError` unless each row of ``values`` is a float64 distribution."""
-    require_array(name, values, np.float64, shape)
-    _refuse(name, values < 0, values, "must not be negative")
-    totals = values.sum(axis=1)
-    _refuse(name, np.abs(totals - 1) > PROBABILITY_TOLERANCE, totals, "is the row's sum; it must be 1")
-
-
-def _refuse(name: str, wrong: BoolArray, values: npt.NDArray[Any], rule: str) -> None:
-    """Raise for the first wrong entry: its column, row (and index within it), value and the rule."""
-    if wrong.any():
-        place = tuple(int(index) for index in np.argwhere(wrong)[0])
-        within = f"[{place[1]}]" if len(place) > 1 else ""
-        example = values[place].item()
-        raise LoggedDataError(
-            f"{name}{within}: row {place[0]} is {example!r}: {rule} ({int(wrong.sum())} such)"
-        )
+def is_logged_dataset(schema: pa.Schema) -> bool:
+    """Return whether a Parquet file of this schema was written by :meth:`LoggedDataset.save`."""
+    return _METADATA_KEY in (schema.metadata or {})
 
 
 def _matrix_columns(prefix: str, observation_names: tuple[str, ...], n_offers: int) -> list[str]:

@@ -29,6 +29,7 @@ from experiments.report.policy_sections import (
 )
 from experiments.report.reach_sections import exposure_section, who_section
 from experiments.report.standing import standing_of
+from experiments.report.targeting_section import targeting_section
 from experiments.report.wording import (
     ABSENT,
     Currency,
@@ -52,6 +53,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], Section | None]], ...] = (
     ("exposure", "Exposure by age, income and household", exposure_section),
     ("offers", "What was sent", offers_section),
     ("ope", "Offline evaluation", ope_section),
+    ("targeting", "Past campaigns: what targeting hides", targeting_section),
     ("fidelity", "How well the model predicts", fidelity_section),
     ("response", "What is fitted and what is assumed", response_section),
     ("training", "Training the policy (PPO)", training_section),
@@ -114,13 +116,15 @@ def build_report(results: Results, folder: Path, *, title: str) -> Path:
 def _absence(key: str, results: Results) -> str:
     """Say why a section is empty."""
     holds = f"results.json holds no “{_part_of(key)}”."
+    if "targeting_example" in results and key == "targeting":
+        return "The logs tell of no campaign with eight weeks before it and who was sent it."
     if key in _NEWER and rows_in(results, "policies"):
         return f"This run did not record it: {holds}"
     return f"The stage that gives this has not run: {holds}"
 
 
 def _part_of(key: str) -> str:
-    return {"encoder": "pretraining” or “fine_tuning"}.get(key, key)
+    return {"encoder": "pretraining” or “fine_tuning", "targeting": "targeting_example"}.get(key, key)
 
 
 def _headline(results: Results) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.ope.evaluate import FIXED_PRICE_NOTE
 from experiments.report.canvas import GREEN, GREY, INK, VERMILION
+from experiments.report.ope_blocks import budget_blocks, returns_blocks
 from experiments.report.page import Column, Plot, Section, Table
 from experiments.report.plots import (
     DotPanel,
@@ -82,7 +83,8 @@ def ope_section(results: Results) -> Section | None:
     lead = "What could be said about each policy from logged decisions alone, before any test. " + " ".join(
         warnings
     )
-    return Section("ope", "Offline evaluation", lead, [[plot], [_ope_table(found, money)]])
+    further = [*budget_blocks(results, money), *returns_blocks(results, money)]
+    return Section("ope", "Offline evaluation", lead, [[plot], [_ope_table(found, money)], *further])
 
 
 def _ope_mark(row: Row, money: Currency) -> Mark:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from agents.offer_network import LearnedPolicy
 from agents.pacing import WeekPrices
 from agents.policy import ExploringPolicy, MyopicUpliftPolicy, NoOfferPolicy, Policy, RandomPolicy
-from agents.rollout import CampaignSetting, LoggedWeek, log_campaign, open_campaign, value_at_prices
+from agents.rollout import (
+    CampaignSetting,
+    LoggedWeek,
+    log_campaign,
+    open_campaign,
+    play,
+    value_at_prices,
+)
 from envs.campaign import UNLIMITED_BUDGET, MarketSpec
 from envs.counterfactual import ResponseTypes, response_surface
 from experiments.comparison.campaigns import Arena
 from experiments.comparison.lineup import core_lineup
 from experiments.comparison.play import default_workers, play_season
 from experiments.comparison.tables import Comparison, Programme
+from experiments.ope.budgeted_policies import values_under_budgets
 from experiments.ope.evaluate import evaluate_policy
+from experiments.ope.evaluate_returns import evaluate_returns
 from experiments.ope.logged_dataset import LoggedDataset
+from experiments.ope.price_levels import FixedPath
 from experiments.stage import Stage, StageContext
 from experiments.stages import STAGE_HELP
 from experiments.threads import one_thread
 
 LOG_FILE = "logged.parquet"
 TRUTH_CAMPAIGNS = 8
+BUDGETED_TRUTHS = 4
+"""Campaigns under the cap, played at the prices that the log says exhaust it."""
 
 
 @one_thread()
@@ -71,7 +84,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         **comparison.rows(),
         "sensitivity": comparison.sensitivity(),
         "counterfactual": _counterfactual(market, settings),
-        **_off_policy(ctx, market, policies, myopic, settings, comparison.price_path()),
+        **_off_policy(ctx, market, policies, settings, comparison.price_path()),
     }
 
 
@@ -96,13 +109,17 @@ def _off_policy(
     ctx: StageContext,
     market: MarketSpec,
     policies: Sequence[Policy],
-    myopic: Policy,
     settings: Sequence[CampaignSetting],
     price_path: Sequence[WeekPrices],
 ) -> dict[str, Any]:
-    """Log a campaign with an exploring policy, estimate every policy from it, and simulate the truth."""
+    """Log a campaign of PPO that explores, estimate every policy from it, and simulate the truth.
+
+    It is the log that a shop has which deployed the policy. It says much of policies that act alike, and
+    little of others; the verdicts say which.
+    """
     evaluation = ctx.config.evaluate
-    behaviour = ExploringPolicy(myopic, evaluation.behaviour_exploration)
+    learned = next(policy for policy in policies if policy.name == LearnedPolicy.name)
+    behaviour = ExploringPolicy(learned, evaluation.behaviour_exploration)
     first = settings[0]
     setting = CampaignSetting(
         first.world, first.start, first.users[: evaluation.log_users], ctx.seed_for("logged campaign")
@@ -113,6 +130,7 @@ def _off_policy(
     observation = torch.from_numpy(dataset.observation).to(ctx.device)
     mask = torch.from_numpy(dataset.mask).to(ctx.device)
     rows: list[dict[str, Any]] = []
+    returns: list[dict[str, Any]] = []
     with ctx.progress("off-policy evaluation", len(policies) * (2 + TRUTH_CAMPAIGNS)) as bar:
         for policy in policies:
             probabilities = policy.probabilities(observation, mask).double().cpu().numpy()
@@ -139,8 +157,18 @@ def _off_policy(
                     for estimate in estimates
                 ]
                 bar.advance()
+            found = evaluate_returns(
+                dataset,
+                probabilities,
+                policy=policy.name,
+                rng=ctx.rng("distribution of returns"),
+                n_bootstrap=evaluation.n_bootstrap,
+            )
+            returns += [asdict(one) for one in found]
     return {
         "ope": rows,
+        "returns": returns,
+        "ope_budget": _shared_budget(ctx, market, [learned], dataset, setting, price_path),
         "logged": {
             "behaviour": behaviour.name,
             "steps": dataset.n_steps,
@@ -149,6 +177,42 @@ def _off_policy(
             "pressure": [week.pressure for week in price_path],
         },
     }
+
+
+def _shared_budget(
+    ctx: StageContext,
+    market: MarketSpec,
+    policies: Sequence[Policy],
+    dataset: LoggedDataset,
+    setting: CampaignSetting,
+    price_path: Sequence[WeekPrices],
+) -> list[dict[str, Any]]:
+    """What policies are worth at budgets that all users share, from the log, and played under the cap."""
+    evaluation, n = ctx.config.evaluate, len(setting.users)
+    found = values_under_budgets(
+        dataset,
+        policies,
+        market.offers,
+        [multiple * ctx.config.market.budget_per_user for multiple in evaluation.budgets],
+        rng=ctx.rng("shared budget"),
+        n_bootstrap=evaluation.n_bootstrap,
+        device=ctx.device,
+    )
+    by_name = {policy.name: policy for policy in policies}
+    rows = []
+    for one in found:
+        truth = None
+        if np.isfinite(one.level):
+            pacer = FixedPath(price_path).at_level(one.level)
+            played = [
+                play(by_name[one.policy], market, again, one.budget * n, pacer).margin.mean()
+                for again in (
+                    replace(setting, seed=ctx.seed_for(f"truth {k}")) for k in range(BUDGETED_TRUTHS)
+                )
+            ]
+            truth = float(np.mean(played))
+        rows.append(one.to_dict() | {"truth": truth})
+    return rows
 
 
 def logged_dataset(

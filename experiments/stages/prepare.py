@@ -12,6 +12,8 @@ from envs.panel_from_logs import build_panel
 from envs.redemption_rows import redemption_rows
 from envs.targeting import targeting_rows
 from experiments.artifacts import PANEL_FILE, REDEMPTIONS_FILE, TARGETING_FILE, save_arrays
+from experiments.ope.campaign_example import campaign_example
+from experiments.ope.campaign_rows import campaign_types
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
@@ -45,7 +47,7 @@ def pseudonym_key(run: Path) -> bytes:
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """Read, check and aggregate the logs."""
-    with ctx.progress("reading and checking logs", 4) as bar:
+    with ctx.progress("reading and checking logs", 5) as bar:
         logs = open_logs(ctx.data, seed=ctx.seed, threads=ctx.threads)
         bar.advance()
         with logs:
@@ -58,6 +60,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
             redemptions = redemption_rows(logs, panel)
             bar.advance()
             targeting = targeting_rows(logs, panel)
+            bar.advance()
+            example = campaign_example(
+                panel, targeting, campaign_types(logs), rng=ctx.rng("campaign example")
+            )
             bar.advance()
     for note in logs.notes:
         ctx.log(note)
@@ -73,6 +79,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     targeting.save(ctx.folder / TARGETING_FILE)
     split = panel.split
     return {
+        "targeting_example": None if example is None else example.to_dict(),
         "data": {
             "origin": logs.origin,
             "content_hash": logs.content_hash,
@@ -92,7 +99,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             "targeting_rows": len(targeting),
             "targeted_redemption_rate": float(targeting.redeemed.mean()) if len(targeting) else None,
             "notes": list(logs.notes),
-        }
+        },
     }
 
 

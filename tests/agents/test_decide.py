@@ -13,7 +13,7 @@ import pytest
 from agents import decide
 from agents.decide import DECIDE_BATCH, decide_file
 from agents.offer_network import OfferNetwork
-from agents.serving import BundleError, CouponPolicy, DecisionInputError
+from agents.serving import BundleError, CouponPolicy, DecisionInputError, ObservationPolicy
 from envs.campaign import MarketSpec
 from envs.offers import Catalogue
 
@@ -64,8 +64,9 @@ def test_decisions_of_a_file_are_those_of_its_rows(
 ) -> None:
     users = write(tmp_path / "users.parquet", table(policy, rows))
     out = tmp_path / f"out{suffix}"
-    assert decide_file(folder, users, out, seed=4) == len(rows)
-    decided = policy.decide(rows, rng=np.random.default_rng(4))
+    done: list[int] = []
+    assert decide_file(folder, users, out, seed=4, on_users=done.append) == len(rows) == sum(done)
+    decided = policy.decide_rows(rows, rng=np.random.default_rng(4))
     probabilities = policy.probabilities(rows)
     for k, line in enumerate(read(out)):
         assert list(line) == ["user_id", "offer", "offer_name", "propensity"]
@@ -139,17 +140,17 @@ def test_where_the_dual_price_comes_from(
     def expected(price: float) -> list[int]:
         priced = rows.copy()
         priced[:, place] = np.log(price)
-        offers: list[int] = policy.decide(priced, rng=np.random.default_rng(0)).offer.tolist()
+        offers: list[int] = policy.decide_rows(priced, rng=np.random.default_rng(0)).offer.tolist()
         return offers
 
     def decided(users: Path, dual_price: float | None) -> list[int]:
         decide_file(folder, users, tmp_path / "out.jsonl", seed=0, dual_price=dual_price)
         return [line["offer"] for line in read(tmp_path / "out.jsonl")]
 
-    assert decided(own, None) == policy.decide(rows, rng=np.random.default_rng(0)).offer.tolist()
-    assert decided(bare, None) == expected(0.1)  # the bundle's own
+    assert decided(own, None) == policy.decide_rows(rows, rng=np.random.default_rng(0)).offer.tolist()
+    assert decided(bare, None) == expected(0.2)  # the bundle's own
     assert decided(bare, 2.0) == decided(own, 2.0) == expected(2.0)
-    assert expected(2.0) != expected(0.1)
+    assert expected(2.0) != expected(0.2)
     for price in (0.0, -1.0, float("nan")):
         with pytest.raises(DecisionInputError, match="dual price must be > 0"):
             decided(own, price)
@@ -180,7 +181,7 @@ def test_a_large_file_is_read_in_bounded_batches(
     written = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert np.array_equal(written["user_id"].to_numpy(), np.arange(n))
     # Batches leave no trace in the draws.
-    whole = policy.decide(many, rng=np.random.default_rng(9))
+    whole = policy.decide_rows(many, rng=np.random.default_rng(9))
     assert np.array_equal(written["offer"].to_numpy(), whole.offer)
     np.testing.assert_allclose(written["propensity"].to_numpy(), whole.propensity, rtol=1e-5)
 
@@ -297,5 +298,5 @@ def test_an_interruption_leaves_nothing_behind(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CouponPolicy, "decide", interrupt)
+    monkeypatch.setattr(ObservationPolicy, "decide", interrupt)
     refused(folder, users, KeyboardInterrupt, None)

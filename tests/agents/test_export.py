@@ -13,9 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
-from agents.export import encoder_parity, export_encoder_graph, policy_parity
+from agents.export import export_encoder_graph, quantise_encoder_graph
 from agents.offer_network import LearnedPolicy, OfferNetwork
-from agents.serving import CouponPolicy
+from agents.parity import encoder_parity, network_parity
+from agents.serving import CouponPolicy, ObservationPolicy
+from agents.serving.bundle import INT8_ENCODER_FILE
+from agents.serving.columns import INPUTS, OUTPUTS
 from encoders.bert import TextEncoder, new_pretraining_model
 from envs.campaign import MarketSpec
 from envs.observation import LOG_DUAL_PRICE
@@ -73,9 +76,10 @@ def test_the_served_policy_is_the_trained_one(exported: Exported, rows: Rows) ->
     assert np.array_equal(served.argmax(axis=1)[clear], trained.argmax(axis=1)[clear])
     assert (served[wild[:, -K:] <= 0.5] == 0).all()
     np.testing.assert_allclose(served.sum(axis=1), 1.0, atol=1e-5)
-    difference, agree = policy_parity(exported.network, exported.folder, wild)
-    assert difference == pytest.approx(float(np.abs(served - trained).max()))
-    assert agree
+    parity = network_parity(exported.network, exported.folder, wild)
+    assert parity.largest == pytest.approx(float(np.abs(served - trained).max()), abs=1e-7)
+    assert parity.same_best
+    assert parity.rows == len(wild)
 
 
 def test_parity_does_not_depend_on_the_number_of_rows(exported: Exported, rows: Rows) -> None:
@@ -91,33 +95,23 @@ def test_parity_tells_another_policy_apart(exported: Exported, rows: Rows) -> No
     other.load_state_dict(exported.network.state_dict())
     with torch.no_grad():
         other.sharpness.mul_(-1.0)
-    difference, agree = policy_parity(other, exported.folder, rows)
-    assert difference > 0.1
-    assert not agree
-
-
-def test_a_tie_broken_by_rounding_is_no_difference(
-    exported: Exported, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Offers alike in everything are tied: which of them comes first is a matter of rounding, in any runtime.
-    tied = rows.copy()
-    tied[:, -32:-K] = 0.0
-    plain = CouponPolicy.probabilities
-
-    def rounded(policy: CouponPolicy, observation: Rows) -> Rows:
-        out = plain(policy, observation)
-        out[:, -1] += np.where(out[:, -1] > 0, 3e-7, 0).astype(np.float32)
-        return out
-
-    monkeypatch.setattr(CouponPolicy, "probabilities", rounded)
-    difference, agree = policy_parity(exported.network, exported.folder, tied)
-    assert difference < 1e-5
-    assert agree
+    parity = network_parity(other, exported.folder, rows)
+    assert parity.largest > 0.1
+    assert not parity.same_best
 
 
 def test_the_files_of_a_bundle(exported: Exported) -> None:
     names = {path.name for path in exported.folder.iterdir()}
-    assert names == {"policy.onnx", "policy.json", "tokenizer.json", "manifest.json"}  # nothing temporary
+    assert names == {  # nothing temporary
+        "policy.onnx",
+        "network.onnx",
+        "encoder.onnx",
+        "encoder.int8.onnx",
+        "tokenizer.json",
+        "policy.json",
+        "tables.npz",
+        "manifest.json",
+    }
     manifest = json.loads((exported.folder / "manifest.json").read_text())
     assert manifest["sha256"] == {
         name: hashlib.sha256((exported.folder / name).read_bytes()).hexdigest()
@@ -129,12 +123,18 @@ def test_the_files_of_a_bundle(exported: Exported) -> None:
         offer.name for offer in exported.market.catalogue.offers
     ]
     assert settings["offers"][3]["kind"] == "percent"
-    assert settings["dual_prices"] == {"0.5": 0.2}
-    graph = onnx.load(exported.folder / "policy.onnx").graph
-    assert [value.name for value in graph.input] == ["observation"]
-    assert [value.name for value in graph.output] == ["probabilities"]
-    # One file: no weights beside it that the manifest would have to know of.
-    assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in graph.initializer)
+    assert settings["offers"][3]["liability_ticks"] == 12_000
+    assert settings["frequency_cap"] == {"messages": 6, "weeks": 8}
+    assert [plan["budget_per_user"] for plan in settings["pacing"]] == [0.05, 0.5]
+    for name, inputs, outputs in (
+        ("policy.onnx", INPUTS, OUTPUTS),
+        ("network.onnx", ("observation",), ("probabilities",)),
+    ):
+        graph = onnx.load(exported.folder / name).graph
+        assert tuple(value.name for value in graph.input) == inputs
+        assert tuple(value.name for value in graph.output) == outputs
+        # One file: no weights beside it that the manifest would have to know of.
+        assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in graph.initializer)
 
 
 def test_the_encoder_with_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_encoder_with_any_number_of_texts_of_any_length(tmp_path: Path) -> N
         for row in range(1, n):
             attention[row, rng.integers(1, length + 1) :] = 0
         ids[attention == 0] = 0
-        assert encoder_parity(encoder, tmp_path, ids, attention) <= 1e-4
+        assert encoder_parity(encoder, tmp_path, ids, attention)[0] <= 1e-4
         served = session.run(None, {"ids": ids, "attention": attention})[0]
         assert served.shape == (n, 6)
         # Padding changes nothing: each text alone, cut to its own length, has the same embedding.
@@ -159,3 +159,28 @@ def test_the_encoder_with_any_number_of_texts_of_any_length(tmp_path: Path) -> N
             own = int(attention[row].sum())
             alone = {"ids": ids[row : row + 1, :own], "attention": attention[row : row + 1, :own]}
             np.testing.assert_allclose(session.run(None, alone)[0][0], served[row], atol=1e-4)
+
+
+def test_the_int8_encoder_says_nearly_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(new_pretraining_model(50, 2, 32, 2, 0.1, max_tokens=64).bert, 6).eval()
+    export_encoder_graph(encoder, tmp_path / "encoder.onnx")
+    quantise_encoder_graph(tmp_path / "encoder.onnx", tmp_path / INT8_ENCODER_FILE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [INT8_ENCODER_FILE, "encoder.onnx"]
+    assert (tmp_path / INT8_ENCODER_FILE).stat().st_size < (tmp_path / "encoder.onnx").stat().st_size
+    ids = np.random.default_rng(0).integers(5, 50, (20, 30))
+    attention = np.ones_like(ids)
+    exact, cosine = encoder_parity(encoder, tmp_path, ids, attention)
+    assert exact <= 1e-4
+    assert cosine == pytest.approx(1.0, abs=1e-5)
+    moved, cosine = encoder_parity(encoder, tmp_path, ids, attention, INT8_ENCODER_FILE)
+    assert moved > exact
+    assert cosine > 0.99
+
+
+def test_observation_rows_need_no_more_than_the_inner_graph(exported: Exported, rows: Rows) -> None:
+    alone = ObservationPolicy.load(exported.folder)
+    whole = CouponPolicy.load(exported.folder)
+    assert alone.columns == whole.columns
+    assert alone.offers == whole.offers
+    assert np.array_equal(alone.probabilities(rows), whole.probabilities(rows))

@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from agents.export import write_manifest
+from agents.bundle_writer import write_manifest
 from agents.offer_network import OfferNetwork
-from agents.serving import BundleError, CouponPolicy, DecisionInputError
+from agents.serving import (
+    BundleError,
+    CouponPolicy,
+    DecisionInputError,
+    context_from_json,
+    user_from_json,
+)
 from envs.campaign import MarketSpec
 
 Rows = npt.NDArray[np.float32]
@@ -42,15 +49,15 @@ def policy(exported: Exported) -> CouponPolicy:
 
 
 def test_a_decision_comes_with_the_probability_of_its_draw(policy: CouponPolicy, rows: Rows) -> None:
-    decided = policy.decide(rows, rng=np.random.default_rng(0))
+    decided = policy.decide_rows(rows, rng=np.random.default_rng(0))
     probabilities = policy.probabilities(rows).astype(np.float64)
     assert decided.offer.dtype == np.int64
     drawn = probabilities[np.arange(len(rows)), decided.offer]
     np.testing.assert_allclose(decided.propensity, drawn, rtol=1e-6)
     assert (decided.propensity > 0).all()
-    again = policy.decide(rows, rng=np.random.default_rng(0))
+    again = policy.decide_rows(rows, rng=np.random.default_rng(0))
     assert np.array_equal(again.offer, decided.offer)
-    other = policy.decide(rows, rng=np.random.default_rng(1))
+    other = policy.decide_rows(rows, rng=np.random.default_rng(1))
     assert not np.array_equal(other.offer, decided.offer)
 
 
@@ -58,7 +65,7 @@ def test_offers_come_as_often_as_their_propensity(policy: CouponPolicy, rows: Ro
     probabilities = policy.probabilities(rows)
     flat = int(probabilities.max(axis=1).argmin())
     n = 50_000
-    decided = policy.decide(np.repeat(rows[flat : flat + 1], n, axis=0), rng=np.random.default_rng(3))
+    decided = policy.decide_rows(np.repeat(rows[flat : flat + 1], n, axis=0), rng=np.random.default_rng(3))
     p = probabilities[flat].astype(np.float64)
     counts = np.bincount(decided.offer, minlength=len(policy.offers))
     possible = p > 1e-3
@@ -69,9 +76,9 @@ def test_offers_come_as_often_as_their_propensity(policy: CouponPolicy, rows: Ro
 
 def test_rows_are_drawn_one_after_another(policy: CouponPolicy, rows: Rows) -> None:
     # In any batches, the same generator gives the same draws.
-    whole = policy.decide(rows, rng=np.random.default_rng(5))
+    whole = policy.decide_rows(rows, rng=np.random.default_rng(5))
     rng = np.random.default_rng(5)
-    parts = [policy.decide(rows[start : start + 100], rng=rng) for start in range(0, len(rows), 100)]
+    parts = [policy.decide_rows(rows[start : start + 100], rng=rng) for start in range(0, len(rows), 100)]
     assert np.array_equal(np.concatenate([part.offer for part in parts]), whole.offer)
 
 
@@ -85,7 +92,7 @@ class NearOne:
 def test_even_the_largest_uniform_draws_a_possible_offer(policy: CouponPolicy, rows: Rows) -> None:
     masked = rows.copy()
     masked[:, 4 - len(policy.offers) :] = 0.0
-    decided = policy.decide(masked, rng=NearOne())  # type: ignore[arg-type]
+    decided = policy.decide_rows(masked, rng=NearOne())  # type: ignore[arg-type]
     assert (decided.propensity > 0).all()
     assert (decided.offer < 4).all()
 
@@ -118,7 +125,7 @@ def test_a_user_to_whom_nothing_may_be_sent_not_even_nothing_is_an_error(
     bad = rows.copy()
     bad[11, -len(policy.offers) :] = 0.0
     with pytest.raises(DecisionInputError, match=r"row 11: .*allowed"):
-        policy.decide(bad, rng=np.random.default_rng(0))
+        policy.decide_rows(bad, rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("column", ["log_dual_price", "uplift_3"])
@@ -128,7 +135,7 @@ def test_numbers_beyond_arithmetic_are_an_error(policy: CouponPolicy, rows: Rows
     if column != "log_dual_price":
         bad[4, policy.columns.index(column)] = 3e38
     with pytest.raises(DecisionInputError, match=r"row 4: .*too large"):
-        policy.decide(bad, rng=np.random.default_rng(0))
+        policy.decide_rows(bad, rng=np.random.default_rng(0))
 
 
 def test_other_float_types_and_layouts_are_accepted(policy: CouponPolicy, rows: Rows) -> None:
@@ -140,7 +147,18 @@ def test_other_float_types_and_layouts_are_accepted(policy: CouponPolicy, rows: 
 # Bundles -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["policy.onnx", "policy.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "policy.onnx",
+        "network.onnx",
+        "encoder.onnx",
+        "encoder.int8.onnx",
+        "policy.json",
+        "tables.npz",
+        "tokenizer.json",
+    ],
+)
 def test_a_flipped_byte_or_a_lost_file_is_refused_by_name(copied: Copy, name: str) -> None:
     folder = copied()
     content = bytearray((folder / name).read_bytes())
@@ -178,8 +196,9 @@ def test_any_change_of_the_manifest_is_refused_or_harmless(copied: Copy, place: 
         "",
         "[]",
         "null",
-        '{"schema_version": 1}',
-        '{"schema_version": 1, "sha256": ["policy.onnx", "policy.json"]}',
+        '{"schema_version": 2}',
+        '{"schema_version": 2, "sha256": ["policy.onnx", "policy.json"]}',
+        '{"schema_version": 2, "sha256": {}}',
         "\x00",
     ],
 )
@@ -193,14 +212,14 @@ def test_a_manifest_that_is_none_is_refused(copied: Copy, content: str) -> None:
 def test_another_schema_version_is_refused(copied: Copy) -> None:
     folder = copied()
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 2}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 1}))
     with pytest.raises(BundleError, match=r"manifest\.json: schema version"):
         CouponPolicy.load(folder)
     folder = copied()
     content = json.loads((folder / "policy.json").read_text())
-    (folder / "policy.json").write_text(json.dumps(content | {"schema_version": 2}))
+    (folder / "policy.json").write_text(json.dumps(content | {"schema_version": 1}))
     write_manifest(folder)
-    with pytest.raises(BundleError, match=r"policy\.json: schema version 2, this runtime reads 1"):
+    with pytest.raises(BundleError, match=r"policy\.json: schema version 1, this runtime reads 2"):
         CouponPolicy.load(folder)
 
 
@@ -210,7 +229,7 @@ def test_a_manifest_cannot_point_outside_its_folder(copied: Copy) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["sha256"]["../outside"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="outside is missing"):
+    with pytest.raises(BundleError, match="not a file of its folder"):
         CouponPolicy.load(folder)
 
 
@@ -228,48 +247,83 @@ import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"torch", "stable_baselines3", "sb3_contrib", "transformers", "pandas",
-                                  "gymnasium", "scipy", "sklearn"}:
+                                  "gymnasium", "scipy", "sklearn", "duckdb", "onnx", "safetensors",
+                                  "pyarrow", "cryptography"}:
             raise ImportError(name + " is blocked")
 
 sys.meta_path.insert(0, Block())
 import json
 import numpy as np
-from pathlib import Path
-from agents.serving import CouponPolicy
-from agents.decide import decide_file
+from agents.serving import CouponPolicy, context_from_json, user_from_json
 
-folder, rows, users, out = sys.argv[1:]
-decided = CouponPolicy.load(folder).decide(np.load(rows), rng=np.random.default_rng(7))
-n = decide_file(Path(folder), Path(users), Path(out), seed=7)
-assert "torch" not in sys.modules
-print(json.dumps([decided.offer.tolist(), n]))
+folder, asked = sys.argv[1:]
+asked = json.loads(asked)
+users = [user_from_json(user) for user in asked["users"]]
+policy = CouponPolicy.load(folder)
+decided = policy.decide(users, context_from_json(asked["context"]), rng=np.random.default_rng(7))
+loaded = {name.split(".")[0] for name in sys.modules}
+print(json.dumps([decided.records(), sorted(loaded & {"torch", "envs", "experiments", "onnx"})]))
 """
 
+ASKED: dict[str, Any] = {
+    "users": [
+        {
+            "user_id": f"u{k}",
+            "profile": {"age": "35-44"},
+            "transactions": [
+                {
+                    "timestamp": f"2018-0{1 + k % 4}-1{j}T10:00:00",
+                    "basket_id": f"{k}-{j}",
+                    "item_id": f"i0{j}1",
+                    "spend": 2.5,
+                }
+                for j in range(k % 5)
+            ],
+            "offers": [{"timestamp": "2018-05-02", "offer": "push only"}] if k % 3 else [],
+        }
+        for k in range(12)
+    ],
+    "context": {"date": "2018-05-16", "weeks_left": 4, "budget_per_user": 0.3, "available": 50.0},
+}
 
-def test_it_serves_where_torch_and_pandas_are_not_installed(
-    exported: Exported,
-    rows: Rows,
-    tmp_path: Path,
-) -> None:
-    import pyarrow
-    import pyarrow.parquet
 
-    np.save(tmp_path / "rows.npy", rows)
-    policy = CouponPolicy.load(exported.folder)
-    columns = {name: rows[:, k] for k, name in enumerate(policy.columns)}
-    users = pyarrow.table({"user_id": [f"u{k}" for k in range(len(rows))], **columns})
-    pyarrow.parquet.write_table(users, tmp_path / "users.parquet")
-    names = ["rows.npy", "users.parquet", "out.jsonl"]
+def test_it_serves_where_neither_torch_nor_pandas_nor_arrow_is_installed(exported: Exported) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(exported.folder), *(str(tmp_path / name) for name in names)],
+        [sys.executable, "-c", PROGRAM, str(exported.folder), json.dumps(ASKED)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    offers, n = json.loads(done.stdout)
-    assert offers == policy.decide(rows, rng=np.random.default_rng(7)).offer.tolist()
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert n == len(written) == len(rows)
-    assert [line["offer"] for line in written] == offers
+    records, loaded = json.loads(done.stdout)
+    assert loaded == []
+    policy = CouponPolicy.load(exported.folder)
+    users = [user_from_json(user) for user in ASKED["users"]]
+    decided = policy.decide(users, context_from_json(ASKED["context"]), rng=np.random.default_rng(7))
+    assert records == decided.records()
+    assert [record["user_id"] for record in records] == [f"u{k}" for k in range(12)]
+
+
+@pytest.mark.slow
+def test_it_serves_in_an_environment_that_has_no_torch(exported: Exported, tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    packages = ("numpy", "onnxruntime", "tokenizers")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    assert missing.returncode != 0
+    done = subprocess.run(
+        [python, "-c", PROGRAM, str(exported.folder), json.dumps(ASKED)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    policy = CouponPolicy.load(exported.folder)
+    users = [user_from_json(user) for user in ASKED["users"]]
+    decided = policy.decide(users, context_from_json(ASKED["context"]), rng=np.random.default_rng(7))
+    for record, own in zip(json.loads(done.stdout)[0], decided.records(), strict=True):
+        assert record.pop("propensity") == pytest.approx(own.pop("propensity"), abs=1e-6)
+        assert record == own

@@ -7,17 +7,30 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from envs.log_schema import LogError
 from experiments import benchmarks, cli, manifest
 from experiments.benchmarks import Row
+from experiments.cli import setup
 from experiments.config import load_config
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 
-COMMANDS = ("run", *STAGE_HELP, "stages", "status", "config", "compare", "decide", "bench")
+COMMANDS = (
+    "run",
+    *STAGE_HELP,
+    "stages",
+    "status",
+    "config",
+    "compare",
+    "decide",
+    "monitor",
+    "doctor",
+    "bench",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +40,7 @@ def _wide_and_plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # The commands set thread counts for good; here they must not leak into other tests.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(cli, "_choose_device", lambda wanted, threads: "cpu")
+    monkeypatch.setattr(setup, "choose_device", lambda wanted, threads: "cpu")
     monkeypatch.setattr(manifest, "hash_source", lambda module: "source")
     monkeypatch.chdir(tmp_path)
 
@@ -42,7 +55,7 @@ class Registry:
             Stage("prepare", "prepared", ("prepare",), (), self.prepare, "Prepare."),
             Stage("evaluate", "evaluation", ("evaluate",), ("prepare",), self.evaluate, "Evaluate."),
         )
-        monkeypatch.setattr(cli, "_stages", lambda: stages)
+        monkeypatch.setattr(setup, "all_stages", lambda: stages)
 
     def prepare(self, ctx: StageContext) -> dict[str, Any]:
         self.seen.append(ctx)
@@ -293,7 +306,7 @@ def test_compare_shows_and_writes_what_it_found(monkeypatch: pytest.MonkeyPatch,
         return {**registry.evaluate(None), "campaigns": 3, "seconds": 1.5}  # type: ignore[arg-type]
 
     fake = types.SimpleNamespace(compare_run=compare_run)
-    monkeypatch.setattr(cli, "import_module", lambda name: fake)
+    monkeypatch.setattr(cli.measure, "import_module", lambda name: fake)
     result = invoke("compare", "--out", "r", "--campaigns", "3", "--workers", "2", "--json", "found.json")
     assert result.exit_code == 0, result.output
     assert (asked[0]["out"], asked[0]["campaigns"], asked[0]["workers"]) == (Path("r"), 3, 2)
@@ -305,7 +318,27 @@ def test_an_interrupted_comparison_says_how_to_go_on(monkeypatch: pytest.MonkeyP
     def compare_run(out: Path, **options: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "import_module", lambda name: types.SimpleNamespace(compare_run=compare_run))
+    monkeypatch.setattr(
+        cli.measure, "import_module", lambda name: types.SimpleNamespace(compare_run=compare_run)
+    )
     result = invoke("compare", "--out", "r", "--campaigns", "3")
     assert result.exit_code == 130
     assert "couponlab compare --out r --campaigns 3" in result.output
+
+
+def test_doctor_tells_a_usable_log_from_a_useless_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        f"u{i},{'coupon' if rng.random() < 0.5 else 'no offer'},0.5,{rng.random():.3f}" for i in range(1000)
+    ]
+    for count, status in ((1000, 0), (12, 3)):
+        (tmp_path / "log.csv").write_text("\n".join(["user_id,action,propensity,reward", *rows[:count]]))
+        result = invoke("doctor", str(tmp_path / "log.csv"), "--json", str(tmp_path / "found.json"))
+        assert result.exit_code == status
+        assert json.loads((tmp_path / "found.json").read_text())["usable"] is (status == 0)
+    (tmp_path / "log.csv").write_text(
+        "user_id,action,propensity,reward\nu1,coupon,1.5,2\nu2,no offer,0.5,2\n"
+    )
+    result = invoke("doctor", str(tmp_path / "log.csv"))
+    assert result.exit_code == 2
+    assert "propensity: row 0 is 1.5: must lie in (0, 1]" in result.stderr

@@ -14,9 +14,14 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from agents.export import export_policy_graph, write_manifest, write_settings
+from agents.bundle_writer import PolicyFacts, write_manifest, write_settings
+from agents.export import export_network_graph
 from agents.offer_network import OfferNetwork, OfferNetworkShape
-from agents.serving import BundleError, CouponPolicy
+from agents.serving import BundleError, ObservationPolicy
+from agents.serving.bundle import NETWORK_FILE, REQUIRED, SETTINGS_FILE
+from agents.serving.pacing import BudgetPlan, PlannedWeek
+from encoders.panel import Panel
+from encoders.user_text import UserTextStyle
 from envs.assumptions import AssumedResponse
 from envs.demo_market import EMBEDDING, demo_market
 from envs.observation import ObservationLayout
@@ -352,21 +357,36 @@ def test_bad_input() -> None:
 
 
 def write_bundle(
-    folder: Path, graph: Path, offers: tuple[Offer, ...] | None = None, prices: dict[str, float] | None = None
+    folder: Path,
+    graph: Path,
+    panel: Panel,
+    offers: tuple[Offer, ...] | None = None,
+    prices: tuple[float, ...] = (0.7,),
 ) -> None:
-    """Write a bundle around a graph that is exported already: the exporter takes seconds."""
+    """Write a bundle around a graph that is exported already; of the other files explaining reads none."""
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(graph, folder / "policy.onnx")
-    catalogue = Catalogue(offers or Catalogue.built_in().offers)
-    network = OfferNetwork(OfferNetworkShape(EMBEDDING, len(catalogue), 8))
-    write_settings(
-        folder,
-        network,
-        catalogue,
-        dual_prices=prices or {},
-        default_dual_price=0.7,
+    for name in REQUIRED:
+        (folder / name).write_bytes(b"not read")
+    shutil.copyfile(graph, folder / NETWORK_FILE)
+    market = demo_market(n_users=2, horizon_weeks=3)
+    if offers is not None:
+        market = replace(market, catalogue=Catalogue(offers))
+    weeks = len(prices)
+    facts = PolicyFacts(
+        market=market,
+        panel=panel,
+        columns=market.layout.names(),
+        style=UserTextStyle(),
+        max_tokens=32,
+        plans=[
+            BudgetPlan(0.1 * (k + 1), tuple(PlannedWeek(0.1, price, 0.5) for _ in range(3)))
+            for k, price in enumerate(prices)
+        ],
+        default_budget_per_user=0.1 * weeks,
         provenance={"trained_by": "test"},
     )
+    (folder / SETTINGS_FILE).unlink()
+    write_settings(folder, facts)
     write_manifest(folder)
 
 
@@ -375,14 +395,14 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network: the myopic rule, softened."""
     torch.manual_seed(0)
     network = OfferNetwork(OfferNetworkShape(EMBEDDING, len(Catalogue.built_in()), 8))
-    path = tmp_path_factory.mktemp("graph") / "policy.onnx"
-    export_policy_graph(network, path)
+    path = tmp_path_factory.mktemp("graph") / NETWORK_FILE
+    export_network_graph(network, path)
     return path
 
 
 @pytest.fixture
-def bundle(graph: Path, tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "bundle", graph)
+def bundle(fitted_run: FittedRun, graph: Path, tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", graph, fitted_run.panel)
     return tmp_path / "bundle"
 
 
@@ -392,7 +412,7 @@ def test_the_played_rows_are_the_policys_own(fitted_run: FittedRun, bundle: Path
     worlds = tuple(replace(market.predictor, name=name) for name in ("judge 1", "judge 2"))
     # Campaigns of the demo market start late in its calendar: after the training weeks of this panel.
     parts = MarketParts(market, worlds, worlds, torch.arange(4), torch.arange(4, 12), fitted_run.panel)
-    policy = CouponPolicy.load(bundle)
+    policy = ObservationPolicy.load(bundle)
     rows, net = played_rows(policy, parts, [0.5, 2.0], n_users=6, seed=0)
     assert rows.observation.shape == (2 * 3 * 6, len(policy.columns))
     assert sorted(set(rows.user)) == list(range(6))
@@ -440,7 +460,7 @@ def test_rows_hold_the_policys_own_columns_in_its_order(fitted_run: FittedRun) -
 
 
 def test_columns_are_found_by_name(bundle: Path) -> None:
-    policy = CouponPolicy.load(bundle)
+    policy = ObservationPolicy.load(bundle)
     names = ["new_column", *reversed(policy.columns)]
     served = ServedPolicy(policy, names)
     rows = np.random.default_rng(0).random((5, len(policy.columns))).astype(np.float32)
@@ -477,7 +497,7 @@ def run_folder(fitted_run: FittedRun, graph: Path, tmp_path: Path) -> Path:
     write_json(folder / "manifest.json", {"config": config.to_dict()})
     write_json(folder / "results.json", {"response": dict(fitted_run.response)})
     assert heads.embedding == EMBEDDING
-    write_bundle(folder / export.STAGE.folder, graph, prices={"0.1": 2.0, "0.4": 0.5})
+    write_bundle(folder / export.STAGE.folder, graph, panel, prices=(2.0, 0.5))
     return folder
 
 
@@ -485,7 +505,8 @@ def test_a_run_is_explained(run_folder: Path, fitted_run: FittedRun) -> None:
     """The untrained network is the myopic rule: context says nothing, uplift, use and price all."""
     found = explain_policy.explain_policy(run_folder)
     n = fitted_run.panel.n_users - 4
-    assert (found.dual_prices, found.n_users, found.user_weeks) == ([0.5, 2.0], n, 2 * 3 * n)
+    assert found.dual_prices == pytest.approx([0.5, 2.0])
+    assert (found.n_users, found.user_weeks) == (n, 2 * 3 * n)
     drivers = {one.name: one for one in found.drivers}
     for name in ("visits", "basket_value", "fatigue", "redemption", "embedding", "coupon_held"):
         distance = drivers[name].distance
@@ -506,9 +527,9 @@ def test_a_run_is_explained(run_folder: Path, fitted_run: FittedRun) -> None:
     assert explain_policy.explain_policy(run_folder) == found
 
 
-def test_without_prices_of_budgets_the_default_price_is_played(run_folder: Path, graph: Path) -> None:
-    write_bundle(run_folder / "export", graph)
-    assert explain_policy.explain_policy(run_folder).dual_prices == [0.7]
+def test_equal_prices_are_played_once(run_folder: Path, graph: Path, fitted_run: FittedRun) -> None:
+    write_bundle(run_folder / "export", graph, fitted_run.panel, prices=(0.7, 0.7))
+    assert explain_policy.explain_policy(run_folder).dual_prices == pytest.approx([0.7])
 
 
 @pytest.mark.parametrize("status", [None, "interrupted"])
@@ -521,9 +542,11 @@ def test_nothing_is_exported(run_folder: Path, status: str | None) -> None:
         explain_policy.explain_policy(run_folder)
 
 
-def test_an_altered_or_foreign_export_is_refused(run_folder: Path, graph: Path) -> None:
+def test_an_altered_or_foreign_export_is_refused(
+    run_folder: Path, graph: Path, fitted_run: FittedRun
+) -> None:
     folder = run_folder / "export"
-    write_bundle(folder, graph, offers=Catalogue.built_in().offers[:4])
+    write_bundle(folder, graph, fitted_run.panel, offers=Catalogue.built_in().offers[:4])
     with pytest.raises(ConfigError, match="but the run's catalogue has no offer, push only"):
         explain_policy.explain_policy(run_folder)
     (folder / "policy.json").write_text("{}")

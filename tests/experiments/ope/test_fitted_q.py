@@ -30,6 +30,20 @@ def test_exact_on_the_deterministic_chain(chain: Any) -> None:
     np.testing.assert_allclose(fitted.v, v[log.weeks_to_go, state], rtol=1e-6, atol=1e-6)
 
 
+def test_closed_form_of_the_three_state_chain(chain: Any) -> None:
+    """Two weeks to go, written out: what the target earns in state 0 is one sum over its two decisions."""
+    market = chain(horizon=2)
+    log, target, state = market.log(np.random.default_rng(0), 300)
+    fitted = fit_q(log, target, log.reward, rng=np.random.default_rng(1), discount_factor=0.9, config=EXACT)
+    last = {0: 0.3 * 0.0 + 0.7 * -1.0, 1: 0.6 * 2.0 + 0.4 * 1.0, 2: 0.8 * 5.0 + 0.2 * 3.5}
+    stays, moves = 0.0 + 0.9 * last[0], -1.0 + 0.9 * last[1]
+    first = (log.week == 10) & (state == 0)
+    np.testing.assert_allclose(fitted.q[first], [[stays, moves]] * first.sum(), rtol=1e-6)
+    np.testing.assert_allclose(fitted.v[first], 0.3 * stays + 0.7 * moves, rtol=1e-6)
+    ends = (log.week == 10) & (state == 2)  # offer 1 in the last state ends the episode
+    np.testing.assert_allclose(fitted.q[ends], [[5.0 + 0.9 * last[2], 3.5]] * ends.sum(), rtol=1e-6)
+
+
 def test_equals_tabular_regression_on_the_other_folds(chain: Any) -> None:
     market = chain(advance=0.6, noise=1.0, horizon=2)
     log, target, state = market.log(np.random.default_rng(3), 400)

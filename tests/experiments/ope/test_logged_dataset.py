@@ -102,9 +102,19 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(None), path)
     with pytest.raises(LoggedDataError, match="metadata is missing"):
         LoggedDataset.load(path)
+    typed = table.set_column(table.column_names.index("mask_1"), "mask_1", pa.array([1, 0, 1, 1, 0, 1]))
+    pq.write_table(typed, path)
+    with pytest.raises(LoggedDataError, match="mask_1 has dtype int64, expected bool"):
+        LoggedDataset.load(path)
+    words = pa.array(["1.0", "2.0", "x", "1.0", "1.0", "1.0"])
+    pq.write_table(table.set_column(table.column_names.index("cost"), "cost", words), path)
+    with pytest.raises(LoggedDataError, match=r"cost: row 0 is '1\.0': is not of type float64"):
+        LoggedDataset.load(path)
     path.write_bytes(b"not parquet")
     with pytest.raises(LoggedDataError, match="not a readable Parquet file"):
         LoggedDataset.load(path)
+    with pytest.raises(LoggedDataError, match="no such file"):
+        LoggedDataset.load(tmp_path / "absent.parquet")
 
 
 def changed(name: str, row: int | tuple[int, int], value: Any) -> Callable[[], dict[str, Any]]:
@@ -122,6 +132,21 @@ BAD_INPUT: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no offers": (lambda: {"mask": np.ones((6, 0), dtype=np.bool_)}, r"mask has shape \(6, 0\)"),
     "dtype": (lambda: {"cost": np.zeros(6, dtype=np.float32)}, "cost has dtype float32, expected float64"),
     "observation width": (lambda: {"observation_names": ("a",)}, r"observation has shape \(6, 2\)"),
+    "names as a list": (lambda: {"observation_names": ["a", "b"]}, "must be a tuple of texts"),
+    "names that are numbers": (lambda: {"observation_names": (1, 2)}, "must be a tuple of texts"),
+    "mixed types": (
+        lambda: {"reward": np.array([0.0, 1.0, "2", 3.0, None, 5.0], dtype=np.object_)},
+        r"reward: row 2 is '2': is not of type float64 \(2 such\)",
+    ),
+    "truth values among numbers": (
+        lambda: {"cost": np.array([0.0, True, 2.0, 3.0, 4.0, 5.0], dtype=np.object_)},
+        "cost: row 1 is True: is not of type float64",
+    ),
+    "mixed matrix": (
+        lambda: {"mask": np.array([[True, 1, True]] * 6, dtype=np.object_)},
+        r"mask\[1\]: row 0 is 1: is not of type bool",
+    ),
+    "untyped": (lambda: {"cost": np.zeros(6, dtype=np.object_)}, "cost has dtype object, expected float64"),
     "observation names": (lambda: {"observation_names": ("a", "a")}, "observation_names repeat"),
     "source": (lambda: {"propensity_source": "guessed"}, "propensity_source is 'guessed'"),
     "not finite": (changed("reward", 2, np.nan), r"reward: row 2 is nan: must be finite \(1 such\)"),

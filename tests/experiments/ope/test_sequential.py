@@ -4,18 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.ope import estimators
-from experiments.ope.estimators import EpisodeTerms
+from experiments.ope import sequential
+from experiments.ope.episode_terms import EpisodeTerms
+from experiments.ope.logged_dataset import FloatArray
 
 WEIGHTED: dict[str, Callable[..., EpisodeTerms]] = {
-    "IPS": estimators.inverse_propensity,
-    "PDIS": estimators.per_decision,
-    "SNIPS": estimators.self_normalised,
-    "WPDIS": estimators.weighted_per_decision,
+    "IPS": sequential.inverse_propensity,
+    "PDIS": sequential.per_decision,
+    "SNIPS": sequential.self_normalised,
+    "PDWIS": sequential.weighted_per_decision,
+}
+MODELLED: dict[str, Callable[..., EpisodeTerms]] = {
+    "DR": sequential.doubly_robust,
+    "WDR": sequential.weighted_doubly_robust,
 }
 HAND: dict[str, Any] = {
     "outcome": np.array([1.0, 2.0, 4.0]),
@@ -33,7 +39,7 @@ HAND: dict[str, Any] = {
         ("IPS", (1 * (1 + 1) + 3 * 4) / 2),
         ("PDIS", (2 * 1 + 1 * 1 + 3 * 4) / 2),
         ("SNIPS", (1 * (1 + 1) + 3 * 4) / (1 + 3)),
-        ("WPDIS", (2 * 1 + 3 * 4) / (2 + 3) + (1 * 1) / (1 + 3)),
+        ("PDWIS", (2 * 1 + 3 * 4) / (2 + 3) + (1 * 1) / (1 + 3)),
     ],
 )
 def test_weighted_estimators_by_hand(name: str, value: float) -> None:
@@ -42,11 +48,16 @@ def test_weighted_estimators_by_hand(name: str, value: float) -> None:
 
 def test_model_based_estimators_by_hand() -> None:
     q, v = np.array([1.5, 1.0, 3.0]), np.array([2.0, 3.0, 5.0])
-    direct = estimators.direct_method(v=v, episode=HAND["episode"], position=HAND["position"])
+    direct = sequential.direct_method(v=v, episode=HAND["episode"], position=HAND["position"])
     assert direct.estimate() == (2 + 5) / 2
     first = 2 + 2 * (1 - 1.5) + 0.5 * (2 * 3 + 1 * (2 - 1))
     second = 5 + 3 * (4 - 3)
-    assert estimators.doubly_robust(**HAND, q=q, v=v).estimate() == pytest.approx((first + second) / 2)
+    assert sequential.doubly_robust(**HAND, q=q, v=v).estimate() == pytest.approx((first + second) / 2)
+    weighted = sequential.weighted_doubly_robust(**HAND, q=q, v=v)
+    columns = [(2 + 5) / 2, (2 * (1 - 1.5 + 0.5 * 3) + 3 * (4 - 3)) / (2 + 3), 1 * 0.5 * (2 - 1) / (1 + 3)]
+    ratios = weighted.numerator.sum(axis=0) / weighted.denominator.sum(axis=0)
+    np.testing.assert_allclose(ratios, columns, rtol=1e-14)
+    assert weighted.estimate() == pytest.approx(sum(columns))
 
 
 def trajectories(chain: Any) -> list[tuple[float, list[tuple[int, int]]]]:
@@ -70,36 +81,55 @@ def trajectories(chain: Any) -> list[tuple[float, list[tuple[int, int]]]]:
     return found
 
 
-@pytest.mark.parametrize("name", [*WEIGHTED, "DR"])
-def test_expectation_over_all_trajectories_is_the_true_value(name: str, chain: Any) -> None:
-    """Episodes end early with a probability that depends on the policy: lengths must be handled exactly."""
-    market = chain(advance=0.7, horizon=4)
+def enumerated(
+    market: Any,
+) -> tuple[FloatArray, dict[str, Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every trajectory as one episode: its probability [E], the log, and the rows' states and offers."""
     paths = trajectories(market)
     probability = np.array([p for p, _ in paths])
     assert probability.sum() == pytest.approx(1)
     assert len({len(path) for _, path in paths}) > 1
     state, offer = np.array([step for _, path in paths for step in path]).T
     lengths = [len(path) for _, path in paths]
-    arguments: dict[str, Any] = {
+    log: dict[str, Any] = {
         "outcome": market.mean_reward[state, offer],
         "ratio": (market.target / market.behaviour)[state, offer],
         "episode": np.repeat(np.arange(len(paths)), lengths),
         "position": np.concatenate([np.arange(length) for length in lengths]),
         "discount_factor": market.discount_factor,
     }
-    if name == "DR":  # any model of (state, week) will do
+    return probability, log, state, offer
+
+
+@pytest.mark.parametrize("name", [*WEIGHTED, "DR", "WDR"])
+def test_expectation_over_all_trajectories_is_the_true_value(name: str, chain: Any) -> None:
+    """Episodes end early with a probability that depends on the policy: lengths must be handled exactly."""
+    market = chain(advance=0.7, horizon=4)
+    probability, arguments, state, offer = enumerated(market)
+    if name in MODELLED:  # any model of (state, week) will do
         model = np.random.default_rng(0).normal(size=(market.horizon, 3, 2))
         week = arguments["position"]
         arguments |= {
             "q": model[week, state, offer],
             "v": (market.target[state] * model[week, state]).sum(axis=1),
         }
-        terms = estimators.doubly_robust(**arguments)
-    else:
-        terms = WEIGHTED[name](**arguments)
+    terms = (WEIGHTED | MODELLED)[name](**arguments)
     expected = (probability @ terms.numerator) / (probability @ terms.denominator)
     truth = market.values()[1][market.horizon - 1, 0]
     assert expected.sum() == pytest.approx(truth, rel=1e-12)
+
+
+def test_exact_model_makes_doubly_robust_and_direct_method_equal_in_expectation(chain: Any) -> None:
+    market = chain(advance=0.7, horizon=4)  # moves are random, so single episodes differ
+    probability, log, state, offer = enumerated(market)
+    q, v = market.values()
+    stage = market.horizon - 1 - log["position"]
+    log |= {"q": q[stage, state, offer], "v": v[stage, state]}
+    robust = sequential.doubly_robust(**log).numerator[:, 0]
+    direct = sequential.direct_method(v=log["v"], episode=log["episode"], position=log["position"])
+    assert probability @ robust == pytest.approx(probability @ direct.numerator[:, 0], rel=1e-12)
+    assert probability @ robust == pytest.approx(v[market.horizon - 1, 0], rel=1e-12)
+    assert np.ptp(robust) > 0.1
 
 
 def test_exact_model_leaves_doubly_robust_no_error_in_any_episode(chain: Any) -> None:
@@ -107,16 +137,17 @@ def test_exact_model_leaves_doubly_robust_no_error_in_any_episode(chain: Any) ->
     log, _, state = market.log(np.random.default_rng(1), 50)
     q, v = market.values()
     stage = log.weeks_to_go
-    terms = estimators.doubly_robust(
-        outcome=log.reward,
-        ratio=(market.target / market.behaviour)[state, log.action],
-        q=q[stage, state, log.action],
-        v=v[stage, state],
-        episode=log.episode,
-        position=log.position,
-        discount_factor=market.discount_factor,
-    )
+    arguments = {
+        "outcome": log.reward,
+        "ratio": (market.target / market.behaviour)[state, log.action],
+        "q": q[stage, state, log.action],
+        "v": v[stage, state],
+        "episode": log.episode,
+        "position": log.position,
+        "discount_factor": market.discount_factor,
+    }
     truth = v[market.horizon - 1, state[log.episode_starts]]
+    terms = sequential.doubly_robust(**arguments)
     np.testing.assert_allclose(terms.numerator[:, 0], truth, rtol=1e-12)
 
 
@@ -140,7 +171,10 @@ def ragged_logs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def slow_estimates(log: dict[str, Any]) -> dict[str, float]:
-    """All estimators with plain loops; doubly robust by the backward recursion of the paper."""
+    """All estimators with plain loops; doubly robust by the backward recursion of the paper.
+
+    WDR by its definition: DR with w_t over the sum of w_t, at which every episode counts.
+    """
     gamma = log["discount_factor"]
     episodes: list[list[int]] = [[] for _ in range(log["episode"][-1] + 1)]
     for row, episode in enumerate(log["episode"]):
@@ -169,15 +203,28 @@ def slow_estimates(log: dict[str, Any]) -> dict[str, float]:
     values = {name: sums[name] / len(episodes) for name in ("DM", "IPS", "PDIS", "DR")}
     values["SNIPS"] = sums["IPS"] / sums["weight"] if sums["weight"] else np.nan
     terms = [top / bottom if bottom else np.nan for top, bottom in zip(tops, bottoms, strict=True)]
-    values["WPDIS"] = sum(terms)
+    values["PDWIS"] = sum(terms)
+    values["WDR"] = 0.0
+    for rows in episodes:
+        weight, before = 1.0, 1 / len(episodes)
+        for t in range(horizon):
+            if t < len(rows):
+                weight *= log["ratio"][rows[t]]
+            share = weight / bottoms[t] if bottoms[t] else np.nan
+            if t < len(rows):
+                gain = share * (log["outcome"][rows[t]] - log["q"][rows[t]]) + before * log["v"][rows[t]]
+                values["WDR"] += gamma**t * gain
+            elif np.isnan(share):
+                values["WDR"] = np.nan
+            before = share
     return values
 
 
 def fast_estimates(log: dict[str, Any]) -> dict[str, float]:
     plain = {key: value for key, value in log.items() if key not in ("q", "v")}
     values = {name: estimator(**plain).estimate() for name, estimator in WEIGHTED.items()}
-    values["DR"] = estimators.doubly_robust(**log).estimate()
-    values["DM"] = estimators.direct_method(
+    values |= {name: estimator(**log).estimate() for name, estimator in MODELLED.items()}
+    values["DM"] = sequential.direct_method(
         v=log["v"], episode=log["episode"], position=log["position"]
     ).estimate()
     return values
@@ -209,7 +256,7 @@ def test_self_normalised_is_exact_for_a_constant_return(log: dict[str, Any], con
     log |= {"ratio": log["ratio"] + 0.1, "outcome": np.where(log["position"] == 0, constant, 0.0)}
     fast = fast_estimates(log)
     assert fast["SNIPS"] == pytest.approx(constant, rel=1e-12, abs=1e-300)
-    assert fast["WPDIS"] == pytest.approx(constant, rel=1e-12, abs=1e-300)
+    assert fast["PDWIS"] == pytest.approx(constant, rel=1e-12, abs=1e-300)
 
 
 def test_episodes_of_one_step_give_the_bandit_forms() -> None:
@@ -221,20 +268,22 @@ def test_episodes_of_one_step_give_the_bandit_forms() -> None:
         {"outcome": reward, "ratio": ratio, "q": q, "v": v, "discount_factor": 0.5, **index}
     )
     ips, snips = np.mean(ratio * reward), np.average(reward, weights=ratio)
-    expected = {"DM": v.mean(), "IPS": ips, "PDIS": ips, "SNIPS": snips, "WPDIS": snips}
+    expected = {"DM": v.mean(), "IPS": ips, "PDIS": ips, "SNIPS": snips, "PDWIS": snips}
     expected["DR"] = np.mean(v + ratio * (reward - q))
+    expected["WDR"] = v.mean() + np.average(reward - q, weights=ratio)
     assert fast == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_weight_at_all_is_undefined_not_zero() -> None:
     log = HAND | {"ratio": np.zeros(3)}
     assert np.isnan(WEIGHTED["SNIPS"](**log).estimate())
-    assert np.isnan(WEIGHTED["WPDIS"](**log).estimate())
+    assert np.isnan(WEIGHTED["PDWIS"](**log).estimate())
+    assert np.isnan(MODELLED["WDR"](**log, q=np.ones(3), v=np.ones(3)).estimate())
     assert WEIGHTED["IPS"](**log).estimate() == 0
 
 
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes differ"):
-        estimators.inverse_propensity(**(HAND | {"outcome": np.zeros(2), "ratio": np.zeros(2)}))
+        sequential.inverse_propensity(**(HAND | {"outcome": np.zeros(2), "ratio": np.zeros(2)}))
     with pytest.raises(ValueError, match=r"equal \[E, J\] shapes"):
         EpisodeTerms(np.zeros((3, 1)), np.zeros((3, 2)))

@@ -1,0 +1,5 @@
+"""``python -m experiments.cli``: the same as ``couponlab``."""
+
+from experiments.cli import main
+
+main()
