@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import torch
 
-TICKS_PER_UNIT = 10_000
-"""Ticks in one unit of the log's currency: a hundredth of a cent."""
-
-
-def to_ticks(amount: float) -> int:
-    """Return an amount of currency as ticks, rounded to the nearest."""
-    return round(amount * TICKS_PER_UNIT)
+from envs.ticks import TICKS_PER_UNIT as TICKS_PER_UNIT
+from envs.ticks import to_ticks as to_ticks
 
 
 def tensor_to_ticks(amount: torch.Tensor) -> torch.Tensor:

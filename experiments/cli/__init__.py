@@ -3,9 +3,9 @@
 from experiments.cli.root import app
 
 # Each import registers its commands; help lists them in this order.
-from experiments.cli import pipeline, look, measure, deploy  # isort: skip
+from experiments.cli import pipeline, look, measure, deploy, service  # isort: skip
 
-__all__ = ["app", "deploy", "look", "main", "measure", "pipeline"]
+__all__ = ["app", "deploy", "look", "main", "measure", "pipeline", "service"]
 
 
 def main() -> None:
