@@ -140,7 +140,7 @@ def _run_module(name: str, request: Request) -> list[Row]:
     return rows
 
 
-_OF_A_RUN = frozenset({"http", "messages", "ppo", "realism", "robustness", "serve"})
+_OF_A_RUN = frozenset({"http", "lead", "messages", "ppo", "realism", "robustness", "serve"})
 
 BENCHMARKS: dict[str, Callable[[Request], list[Row]]] = {
     name: partial(_run_module, name)
@@ -149,6 +149,7 @@ BENCHMARKS: dict[str, Callable[[Request], list[Row]]] = {
         "encoder",
         "http",
         "labels",
+        "lead",
         "ledger",
         "market",
         "messages",

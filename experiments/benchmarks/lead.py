@@ -1,0 +1,95 @@
+"""How far PPO is ahead of the best of its baselines, over enough campaigns to tell.
+
+The myopic rule with a knapsack price, paced by the same forecast, is the strongest baseline of
+``couponlab compare``. Both play the same campaigns, each in a judge simulator of its own, with common random
+numbers; the interval resamples campaigns and users together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from experiments.benchmarks import Request, Row, describe_machine
+from experiments.comparison.campaigns import Arena
+from experiments.comparison.lineup import core_lineup
+from experiments.comparison.play import Block, default_workers, play_season
+from experiments.comparison.statistics import PairedDifference, Resamples
+from experiments.fitted_run import FittedRun
+from experiments.manifest import count_cores, read_manifest
+from experiments.seeding import seed_generator
+from experiments.stages import finetune, prepare, train
+
+CAMPAIGNS = 60
+LEARNED, RULE = "PPO", "myopic uplift"
+
+
+def run(request: Request) -> list[Row]:
+    """Play both at each of the run's budgets, and compare.
+
+    Raises:
+        ConfigError: not a run folder, or its policy is not trained.
+    """
+    return lead(request.run, CAMPAIGNS)
+
+
+def lead(folder: Path, campaigns: int) -> list[Row]:
+    """Return a row per budget: the lead as a share of the baseline's incremental margin.
+
+    Args:
+        folder: a run folder whose policy is trained.
+        campaigns: that each plays at each budget.
+    """
+    config = FittedRun.load(folder).config
+    recorded = read_manifest(folder) or {}
+    arena = Arena(
+        prepared=folder / prepare.STAGE.folder,
+        response=folder / finetune.STAGE.folder,
+        policy=folder / train.STAGE.folder,
+        market=config.market,
+        device="cpu",
+        seed=int(recorded["seed"]),
+        campaigns=campaigns,
+    )
+    opened = arena.open()
+    entrants = {one.name: one for one in core_lineup(opened.parts.market, opened.trained)}
+    budgets = config.evaluate.budgets
+    blocks = {
+        (name, multiple): Block(entrants[name], multiple, campaigns)
+        for multiple in budgets
+        for name in (LEARNED, RULE)
+    }
+    with TemporaryDirectory() as kept:
+        workers = default_workers("cpu", count_cores())
+        season = play_season(arena, list(blocks.values()), workers=workers, folder=Path(kept))
+    rows, hardware = [], describe_machine()
+    users = season.idle.margin.shape[1]
+    rng = seed_generator(arena.seed, "lead/intervals")
+    resamples = Resamples.draw(campaigns, users, config.evaluate.n_bootstrap, rng)
+    for multiple in budgets:
+        ours, theirs = (season.played[blocks[name, multiple]] for name in (LEARNED, RULE))
+        paired = PairedDifference.of(
+            ours.margin - season.idle.margin,
+            theirs.margin - season.idle.margin,
+            float(ours.cost.sum()),
+            float(theirs.cost.sum()),
+            resamples,
+        )
+        base = float((theirs.margin - season.idle.margin).mean())
+        rows.append(
+            Row(
+                measure=f"lead of PPO at budget × {multiple:g}, share of the baseline's gain; {campaigns} "
+                "campaigns",
+                value=paired.difference.value / base,
+                unit="share",
+                peer=f"{RULE}, paced by forecast",
+                peer_value=None,
+                ratio=None,
+                bar=0.0,
+                met=paired.difference.low > 0,
+                hardware=hardware,
+                ci_low=paired.difference.low / base,
+                ci_high=paired.difference.high / base,
+            )
+        )
+    return rows
