@@ -141,14 +141,14 @@ def _ope(rows: Sequence[Row]) -> str:
             (
                 row["estimator"],
                 row.get("outcome", "reward"),
-                f"{row['value']:.4g}",
+                _number(row["value"]),
                 row["verdict"],
                 row.get("reason") or "–",
             )
             for row in own
         ],
     )
-    usable = [row["estimator"] for row in own if row["verdict"] not in ("do not use", "caution")]
+    usable = [row["estimator"] for row in own if row["verdict"] == "trust"]
     said = (
         f"Estimators without a reservation: {', '.join(dict.fromkeys(usable))}."
         if usable
@@ -161,7 +161,7 @@ def _ope(rows: Sequence[Row]) -> str:
 def _fitted(rows: Sequence[Row]) -> str:
     return "## Fitted parameters\n\n" + _table(
         ("parameter", "value", "unit", "source"),
-        [(row["name"], f"{row['value']:.4g}", row["unit"], row["source"]) for row in rows],
+        [(row["name"], _number(row["value"]), row["unit"], row["source"]) for row in rows],
     )
 
 
@@ -197,6 +197,10 @@ _LIMITS = """## Limits
 - Profiles go into the user text. What they may be used for is for the shop's lawyers to say; the report of
   the run shows exposure by group.
 - One decision a user and week. Asking more often is not what was evaluated."""
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

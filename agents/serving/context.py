@@ -18,6 +18,12 @@ from agents.serving.tables import Tables
 NO_CAP = 2**62
 """Ticks that stand for a budget without end."""
 
+DUAL_PRICES = (1e-8, 1e8)
+"""Prices of any sense, and some more; up to these the exported graph is compared with the trained policy."""
+
+TRENDS = (-10.0, 10.0)
+"""Logarithms of ratios of rates; those of logs are cut far within."""
+
 
 @dataclass(frozen=True)
 class Promotion:
@@ -136,8 +142,9 @@ def _prices(context: Context, settings: PolicySettings, weeks_left: int) -> tupl
         settings.plans, weeks_left, budget_per_user=budget, left_per_user=context.left_per_user
     )
     price = planned if context.dual_price is None else context.dual_price
-    if not 0 < price < np.inf:
-        raise DecisionInputError(f"the dual price must be above 0 and finite, got {price}")
+    low, high = DUAL_PRICES
+    if not low <= price <= high:
+        raise DecisionInputError(f"the dual price must be in [{low:g}, {high:g}], got {price}")
     if context.pressure is not None:
         pressure = context.pressure
     if not 0 <= pressure <= 1:
@@ -165,13 +172,16 @@ def _promoted(
                 raise DecisionInputError(
                     f"{where}: no such category, for example {settings.categories[0]!r} is one"
                 )
-            lowest, highest = (-np.inf, np.inf) if name == "category_trend" else (0.0, 1.0)
-            if not np.isfinite(value) or not lowest <= value <= highest:
-                raise DecisionInputError(f"{where} must be a share in [0, 1], a trend finite, got {value}")
+            low, high = TRENDS if name == "category_trend" else (0.0, 1.0)
+            if not low <= value <= high:
+                raise DecisionInputError(f"{where} must be in [{low:g}, {high:g}], got {value}")
             calendar[row, places[category]] = value
     given = promotion.visit_trend
-    if given is not None and not np.isfinite(given):
-        raise DecisionInputError(f"promotion.visit_trend must be finite, got {given}")
+    low, high = TRENDS
+    if given is not None and not low <= given <= high:
+        raise DecisionInputError(
+            f"promotion.visit_trend is too large or small, it must be in [{low:g}, {high:g}]: {given}"
+        )
     return visit_trend if given is None else given
 
 

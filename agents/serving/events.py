@@ -13,6 +13,9 @@ from agents.serving.errors import DecisionInputError
 MOST_EVENTS = 20_000
 """Lines of purchases, offers and redemptions of one user; more are a mistake, or an attack."""
 
+MOST_MONEY = 1e9
+"""On one line, log's currency."""
+
 
 def _no_text() -> npt.NDArray[np.str_]:
     return np.zeros(0, dtype="<U1")
@@ -51,10 +54,10 @@ class Purchases:
                 )
         for name in ("spend", "coupon_discount"):
             values = getattr(self, name)
-            bad = ~(np.isfinite(values) & (values >= 0))
+            bad = ~((values >= 0) & (values <= MOST_MONEY))
             if bad.any():
                 raise DecisionInputError(
-                    f"transactions: {name} must be a finite number >= 0; row {int(bad.argmax())}: "
+                    f"transactions: {name} must be in 0..{MOST_MONEY:g}; row {int(bad.argmax())}: "
                     f"{values[bad.argmax()]}"
                 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents.serving.context import CONTEXT_FIELDS, PROMOTION_FIELDS, Context, Promotion
-from agents.serving.errors import DecisionInputError
+from agents.serving.errors import DecisionInputError, shown
 from agents.serving.events import MOST_EVENTS, Purchases, SentOffer, UserEvents, profile_text
 
 USER_FIELDS = ("user_id", "profile", "opted_in", "since", "transactions", "offers", "redemptions")
@@ -52,7 +52,7 @@ def user_from_json(content: Any, where: str = "user") -> UserEvents:
     redeemed = _rows(user, "redemptions", REDEMPTION_FIELDS, where)
     opted_in = user.get("opted_in", True)
     if not isinstance(opted_in, bool):
-        raise DecisionInputError(f"{where}.opted_in must be true or false, not {_shown(opted_in)}")
+        raise DecisionInputError(f"{where}.opted_in must be true or false, not {shown(opted_in)}")
     try:
         return UserEvents(
             user_id=_id(user["user_id"], f"{where}.user_id"),
@@ -109,7 +109,7 @@ def _promotion(content: Any, where: str) -> Promotion:
             continue
         if not isinstance(value, Mapping):
             raise DecisionInputError(
-                f"{place} must be an object of category names and numbers, not {_shown(value)}"
+                f"{place} must be an object of category names and numbers, not {shown(value)}"
             )
         values[name] = {
             str(category): _number(one, f"{place}[{category!r}]") for category, one in value.items()
@@ -158,14 +158,14 @@ def _profile(value: Any, where: str) -> str:
     if isinstance(value, Mapping):
         for name, one in value.items():
             if one is not None and not isinstance(one, str | int | float):
-                raise DecisionInputError(f"{where}.{name} must be a text or a number, not {_shown(one)}")
+                raise DecisionInputError(f"{where}.{name} must be a text or a number, not {shown(one)}")
         return profile_text(dict(value))
     return _text(value, where)
 
 
 def _object(content: Any, known: Sequence[str], where: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise DecisionInputError(f"{where} must be an object, not {_shown(content)}")
+        raise DecisionInputError(f"{where} must be an object, not {shown(content)}")
     unknown = sorted(str(name) for name in set(content) - set(known))
     if unknown:
         raise DecisionInputError(f"{where} has an unknown key {unknown[0]!r}; known are {', '.join(known)}")
@@ -177,7 +177,7 @@ def _rows(user: Mapping[str, Any], name: str, known: Sequence[str], where: str) 
     if rows is None:
         return []
     if not isinstance(rows, list | tuple):
-        raise DecisionInputError(f"{where}.{name} must be a list, not {_shown(rows)}")
+        raise DecisionInputError(f"{where}.{name} must be a list, not {shown(rows)}")
     if len(rows) > MOST_EVENTS:
         raise DecisionInputError(f"{where}.{name} has {len(rows)} rows; at most {MOST_EVENTS} are read")
     return [_object(row, known, f"{where}.{name}[{k}]") for k, row in enumerate(rows)]
@@ -191,38 +191,38 @@ def _needed(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 def _id(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DecisionInputError(f"{where} must be a text or a whole number, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be a text or a whole number, not {shown(value)}")
     return str(value)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise DecisionInputError(f"{where} must be a text, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be a text, not {shown(value)}")
     return value
 
 
 def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DecisionInputError(f"{where} must be a number, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be a number, not {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DecisionInputError(f"{where} must be a finite number, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be a finite number, not {shown(value)}")
     return number
 
 
 def _amount(value: Any, where: str) -> float:
     number = _number(value, where)
     if number < 0:
-        raise DecisionInputError(f"{where} must be at least 0, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be at least 0, not {shown(value)}")
     return number
 
 
 def _whole(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DecisionInputError(f"{where} must be a whole number, not {_shown(value)}")
+        raise DecisionInputError(f"{where} must be a whole number, not {shown(value)}")
     return value
 
 
@@ -237,9 +237,4 @@ def _day(value: Any, where: str) -> datetime.date:
     except ValueError as error:
         if isinstance(error, DecisionInputError):
             raise
-        raise DecisionInputError(f"{where} must be an ISO date or timestamp, not {_shown(value)}") from error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise DecisionInputError(f"{where} must be an ISO date or timestamp, not {shown(value)}") from error

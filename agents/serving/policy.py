@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from agents.message_book import TEXTS_FILE, VECTORS_FILE, Message, MessageBook
+from agents.message_templates import TemplateError
 from agents.serving.bundle import (
     ENCODER_FILE,
     INT8_ENCODER_FILE,
@@ -83,7 +84,10 @@ class CouponPolicy:
         )
         self.book: MessageBook | None = None
         if TEXTS_FILE in bundle.files and VECTORS_FILE in bundle.files:
-            self.book = MessageBook.load(bundle.folder, embed=self.encoder.embed)
+            try:
+                self.book = MessageBook.load(bundle.folder, embed=self.encoder.embed)
+            except TemplateError as error:
+                raise BundleError(str(error)) from error
 
     @classmethod
     def load(

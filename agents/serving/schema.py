@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from agents.serving.errors import shown
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -40,10 +42,10 @@ def check(value: Any, schema: Mapping[str, Any], place: str) -> None:
     named = schema.get("type", list(_TYPES))
     kinds = [named] if isinstance(named, str) else named
     if not any(_is(value, kind) for kind in kinds):
-        raise ValueError(f"{place} must be of type {' or '.join(kinds)}, not {_shown(value)}")
+        raise ValueError(f"{place} must be of type {' or '.join(kinds)}, not {shown(value)}")
     if "enum" in schema and value not in schema["enum"]:
         allowed = ", ".join(str(one) for one in schema["enum"])
-        raise ValueError(f"{place} must be one of {allowed}, not {_shown(value)}")
+        raise ValueError(f"{place} must be one of {allowed}, not {shown(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(value, schema, place)
     if isinstance(value, list):
@@ -82,8 +84,3 @@ def _check_object(value: dict[str, Any], schema: Mapping[str, Any], place: str) 
             check(item, known[name], f"{place}.{name}")
         elif not schema.get("additionalProperties", True):
             raise ValueError(f"{place} has an unknown key {name!r}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

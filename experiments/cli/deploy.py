@@ -18,12 +18,33 @@ from experiments.config import ConfigError
 @app.command(rich_help_panel="Use")
 def decide(
     users: Annotated[
-        Path, typer.Argument(metavar="USERS.parquet", help="user_id and the columns that policy.json names.")
+        Path,
+        typer.Argument(
+            metavar="USERS",
+            help="With --date: Parquet or JSON lines, a row a user with his events. Without: Parquet of the "
+            "columns that policy.json names.",
+        ),
     ],
     policy: Annotated[Path, typer.Option(metavar="DIR", help="An exported policy.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write: .parquet or .jsonl.")],
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the draws, to repeat them; by default each call draws anew.")
+    date: Annotated[
+        str | None,
+        typer.Option(metavar="YYYY-MM-DD", help="Any day of the week to decide for.", show_default=False),
+    ] = None,
+    weeks_left: Annotated[
+        int | None,
+        typer.Option(min=1, help="Weeks left of the campaign, this one included.", show_default=False),
+    ] = None,
+    budget_per_user: Annotated[
+        float | None,
+        typer.Option(help="For the campaign; sets the price by the policy's plan.", show_default=False),
+    ] = None,
+    left_per_user: Annotated[
+        float | None, typer.Option(help="Instead: what is left of it.", show_default=False)
+    ] = None,
+    available: Annotated[
+        float | None,
+        typer.Option(help="Budget of all users that can still be committed.", show_default=False),
     ] = None,
     dual_price: Annotated[
         float | None,
@@ -31,20 +52,49 @@ def decide(
             help="Margin that a unit of budget must bring; by default the file's or the policy's own."
         ),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the draws, to repeat them; by default each call draws anew.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Decide who gets which offer, with an exported policy.
 
-    Writes one row per user: offer, offer_name and the propensity with which it was drawn. Keep the
-    propensities: they are what a later evaluation needs.
+    Writes one row per user with the propensity with which its offer was drawn. Keep the propensities: they
+    are what a later evaluation needs.
     """
     with clear_errors():
         if not policy.is_dir():
             raise ConfigError(f"--policy {policy}: no such folder")
         if not users.is_file():
             raise ConfigError(f"{users}: no such file")
-        count = import_module("agents.decide").decide_file(
-            policy=policy, users=users, out=out, seed=seed, dual_price=dual_price
-        )
+        given = {
+            "weeks_left": weeks_left,
+            "budget_per_user": budget_per_user,
+            "left_per_user": left_per_user,
+            "available": available,
+        }
+        console = setup.make_console()
+        with console.status("deciding") as status:
+            done = 0
+
+            def show(count: int) -> None:
+                nonlocal done
+                done += count
+                status.update(f"decided for {done:,} users")
+
+            if date is None:
+                if any(value is not None for value in given.values()):
+                    raise ConfigError("--weeks-left, budgets and --available go with --date")
+                count = import_module("agents.decide").decide_file(
+                    policy=policy, users=users, out=out, seed=seed, dual_price=dual_price, on_users=show
+                )
+            else:
+                from agents.serving import context_from_json
+
+                context = context_from_json({"date": date, "dual_price": dual_price, **given})
+                count = import_module("agents.decide_events").decide_events(
+                    policy, users, out, context, seed=seed, threads=threads, on_users=show
+                )
         typer.echo(f"Decided for {count} users: {out}")
 
 

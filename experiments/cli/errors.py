@@ -33,7 +33,7 @@ def clear_errors(resume: str | None = None) -> Iterator[None]:
 
 def _exit_status(error: Exception) -> int | None:
     """2 for bad input, 1 for work that cannot be done, None for what nobody expected."""
-    from agents.service.errors import ServiceError
+    from agents.service.errors import ServiceError, UnavailableError
     from agents.serving import BundleError, DecisionInputError
     from envs.log_schema import LogError
     from envs.offers import CatalogueError
@@ -53,4 +53,5 @@ def _exit_status(error: Exception) -> int | None:
     )
     if isinstance(error, bad_input):
         return 2
-    return 1 if isinstance(error, StageError | FloatingPointError) else None
+    cannot_be_done = StageError | FloatingPointError | UnavailableError
+    return 1 if isinstance(error, cannot_be_done) else None

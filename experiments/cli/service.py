@@ -106,6 +106,8 @@ def served(
 ) -> None:
     """Bring what the service decided, and what followed, into files for off-policy evaluation."""
     with clear_errors():
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out} is a file; give a folder")
         found = _import_service("experiments.ope.served_log").export_served(database, out, campaign or None)
         data = found.dataset
         typer.echo(

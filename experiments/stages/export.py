@@ -45,6 +45,7 @@ from envs.observation import Shop
 from experiments.artifacts import MarketParts, load_market, load_user_encoder
 from experiments.manifest import write_text
 from experiments.model_card import model_card
+from experiments.monitor.monitor import REFERENCE_FILE
 from experiments.ope.logged_dataset import LoggedDataset
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
@@ -87,6 +88,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         _messages(ctx.folder, parts, user_encoder)
         bar.advance()
         _example_users(ctx.folder / EXAMPLE_FILE, dataset)
+        dataset.save(ctx.folder / REFERENCE_FILE)
         write_settings(ctx.folder, _facts(ctx, parts, trained, user_encoder, results))
         write_text(ctx.folder / MODEL_CARD_FILE, model_card(results, market, seed=ctx.seed))
         write_manifest(ctx.folder, signing_key())

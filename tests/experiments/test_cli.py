@@ -237,6 +237,8 @@ def test_decide_hands_over_to_serving(monkeypatch: pytest.MonkeyPatch, tmp_path:
     policy.mkdir()
     users.touch()
     assert invoke("decide", str(users), "--policy", str(policy), "--out", str(out)).exit_code == 0
+    shown = calls[0].pop("on_users")
+    assert callable(shown)
     assert calls == [{"policy": policy, "users": users, "out": out, "seed": None, "dual_price": None}]
     assert (
         invoke(

@@ -59,7 +59,8 @@ def results() -> dict[str, Any]:
                 "verdict": "do not use",
                 "reason": "ESS | 87",
             },
-            {"policy": "other", "estimator": "SNIPS", "value": 1.0, "verdict": "ok", "reason": None},
+            {"policy": "PPO", "estimator": "DR", "value": None, "verdict": "do not use", "reason": None},
+            {"policy": "other", "estimator": "SNIPS", "value": 1.0, "verdict": "trust", "reason": None},
         ],
         "response": {
             "fitted": [
@@ -92,6 +93,7 @@ def test_the_card_says_what_the_results_say() -> None:
         "| PPO less no offer | 1 | 700 (600 to 800) |",
         "No estimator may be trusted without reservation",
         "| IPS | reward | 35.6 | do not use | ESS \\| 87 |",
+        "| DR | reward | – | do not use | – |",
         "| depth effect | 2.58 | log odds | weeks up to 40 |",
         "| message_lift | 0.03 | 0.08 | 0.15 | added | a guess |",
         "at most 6 messages in 8 weeks",
@@ -106,7 +108,7 @@ def test_the_card_says_what_the_results_say() -> None:
 def test_an_estimator_without_reservation_is_named() -> None:
     content = results()
     content["ope"].append(
-        {"policy": "PPO", "estimator": "DR", "value": 70.0, "verdict": "usable", "reason": ""}
+        {"policy": "PPO", "estimator": "DR", "value": 70.0, "verdict": "trust", "reason": ""}
     )
     card = model_card(content, demo_market(n_users=2), seed=7)
     assert "Estimators without a reservation: DR." in card

@@ -16,8 +16,9 @@ from agents.offer_network import OfferNetwork
 from agents.policy_graph import PolicyGraph
 from agents.serving import Context, CouponPolicy, DecisionInputError, Purchases, SentOffer, UserEvents
 from agents.serving.columns import USER_COLUMNS
-from agents.serving.replay import ShopMemory, WeeklyTotals, replay
+from agents.serving.replay import WeeklyTotals, replay
 from agents.serving.settings import PolicySettings
+from agents.serving.shop_memory import ShopMemory
 from agents.serving.tables import Tables
 from agents.state_rows import StateRows
 from encoders.history import HistoryState
@@ -401,6 +402,21 @@ def test_totals_count_baskets_once_and_spend_exactly(policy: CouponPolicy) -> No
     assert found.coupon_used.tolist() == [[True, False]]
     assert np.flatnonzero(found.bought[0, 0]).tolist() == [0, 2]
     assert np.flatnonzero(found.bought[0, 1]).tolist() == [0]
+
+
+def test_what_was_before_the_log_is_not_looked_at(policy: CouponPolicy) -> None:
+    day = datetime.date(1, 1, 1)
+    old = a_user(sent=(SentOffer(day, "push only"),), redeemed=(day,))
+    memory = ShopMemory.of([old], policy.settings, 9, 3)
+    assert memory.messages.tolist() == [0]
+    assert memory.fatigue.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("amount", [-0.01, 2e9, float("nan"), float("inf")])
+def test_money_out_of_all_sense_is_named(amount: float) -> None:
+    one, name = np.array([amount]), np.array(["a"])
+    with pytest.raises(DecisionInputError, match=r"spend must be in 0\.\.1e\+09; row 0"):
+        Purchases(np.array(["2018-01-01"], dtype="datetime64[D]"), name, name, name, one, np.zeros(1))
 
 
 def test_memory_of_nothing_is_empty(policy: CouponPolicy) -> None:
