@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +17,15 @@ from sqlalchemy import select
 from starlette.exceptions import HTTPException
 
 from agents.service import bodies, ledger
-from agents.service.database import DatabaseBusyError
+from agents.service.database import DatabaseBusyError, DatabaseFailedError
 from agents.service.desk import Answer, CouponDesk, RepeatedUserError
 from agents.service.errors import ClosedError, LedgerError, UnknownError
 from agents.service.gate import API_KEY_HEADER, Gate, GateRules, error_content
 from agents.service.idempotency import RequestConflictError
+from agents.service.json_log import log
 from agents.service.metrics import Metrics
 from agents.service.outcomes import FeedbackConflictError, Outcome
+from agents.service.tables import schema_versions
 from agents.serving import DecisionInputError
 
 PATHS = frozenset({"/decide", "/redeem", "/release", "/feedback", "/healthz", "/metrics", "/openapi.json"})
@@ -38,6 +41,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     RequestConflictError: (409, "request_id_used"),
     FeedbackConflictError: (409, "outcome_known"),
     DatabaseBusyError: (503, "busy"),
+    DatabaseFailedError: (503, "database_failed"),
 }
 
 
@@ -61,6 +65,8 @@ def create_app(desk: CouponDesk, rules: GateRules, *, metrics: Metrics, threads:
     app.add_middleware(Gate, rules=rules, metrics=metrics, paths=PATHS)
     _handle_errors(app)
     slots = anyio.CapacityLimiter(threads)
+    # Health needs no key: whoever asks for it must not take the connections that requests need.
+    spare = anyio.CapacityLimiter(1)
     # The door checks the key; this only shows it in the specification.
     keyed = [Security(APIKeyHeader(name=API_KEY_HEADER, auto_error=False))]
 
@@ -108,9 +114,9 @@ def create_app(desk: CouponDesk, rules: GateRules, *, metrics: Metrics, threads:
 
         def ping() -> None:
             with desk.database.read() as connection:
-                connection.execute(select(1))
+                connection.execute(select(schema_versions)).all()
 
-        await anyio.to_thread.run_sync(ping, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(ping, abandon_on_cancel=True, limiter=spare)
         return JSONResponse({"status": "ok", "policy": desk.policy.fingerprint})
 
     @app.get(
@@ -126,7 +132,7 @@ def create_app(desk: CouponDesk, rules: GateRules, *, metrics: Metrics, threads:
             with desk.database.read() as connection:
                 return metrics.render(ledger.read_balances(connection))
 
-        text = await anyio.to_thread.run_sync(render, abandon_on_cancel=True)
+        text = await anyio.to_thread.run_sync(render, abandon_on_cancel=True, limiter=spare)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
@@ -143,6 +149,8 @@ def _handle_errors(app: FastAPI) -> None:
     def answer_known(_request: Request, error: Exception) -> Response:
         status, code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
         headers = {"Retry-After": "1"} if status == 503 else None
+        if isinstance(error, DatabaseFailedError):
+            log(str(error), level=logging.ERROR)
         return JSONResponse(error_content(code, str(error)), status, headers)
 
     def answer_malformed(_request: Request, error: Exception) -> Response:

@@ -18,8 +18,8 @@ MOST_EVENTS = 20_000
 MOST_MONEY = 1e9
 """Largest amount that is taken for serious, log's currency."""
 
-_ID_FORM = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_ID_FORM)]
+ID_FORM = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=ID_FORM)]
 RequestId = Annotated[
     Identifier,
     Field(
@@ -277,7 +277,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         422: "The body does not have the form needed, or names what the policy does not know.",
         429: "Too many requests; see Retry-After.",
-        503: "The database did not answer in time. Try again with the same request_id.",
+        503: "The database did not answer in time, or cannot work. Try again with the same request_id.",
         504: "The request took too long. Try again with the same request_id.",
     }.items()
 }

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from agents.service.errors import ServiceError
+from agents.service.errors import ServiceError, UnavailableError
 from agents.service.tables import METADATA, SCHEMA_VERSION, schema_versions
 
 _READ_ONLY = "couponlab_read_only"
@@ -27,7 +28,11 @@ class DatabaseError(ServiceError):
     """The database cannot be used: its URL, its tables or its server are not as needed."""
 
 
-class DatabaseBusyError(RuntimeError):
+class DatabaseFailedError(UnavailableError):
+    """The database cannot do its work, and will not until somebody looks: a full disk, a lost table."""
+
+
+class DatabaseBusyError(UnavailableError):
     """The database did not answer in time. A request sent again under its id is still done once."""
 
 
@@ -42,13 +47,16 @@ class Database:
     engine: Engine
 
     @classmethod
-    def open(cls, url: str, *, timeout_seconds: float = 5.0, connections: int = 8) -> Self:
+    def open(
+        cls, url: str, *, timeout_seconds: float = 5.0, connections: int = 8, create: bool = True
+    ) -> Self:
         """Connect, and create the tables where they are missing.
 
         Args:
             url: such as ``sqlite:///coupons.db`` or ``postgresql://user@host/name``.
             timeout_seconds: longest wait for a lock, a statement or a new connection.
             connections: most connections of this process.
+            create: whether tables, and an SQLite file, are made where there are none.
 
         Raises:
             DatabaseError: the URL is of another kind, nothing answers there, or the tables are of another
@@ -56,6 +64,8 @@ class Database:
         """
         parsed = _parse(url)
         shown = parsed.render_as_string(hide_password=True)
+        if not create and parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+            raise DatabaseError(f"{shown}: no such file")
         engine = create_engine(
             parsed,
             connect_args=_connect_arguments(parsed, timeout_seconds),
@@ -69,7 +79,7 @@ class Database:
             event.listen(engine, "begin", _begin_sqlite)
         database = cls(engine)
         try:
-            database._create_tables()
+            database._require_tables(create=create)
         except DBAPIError as error:
             engine.dispose()
             raise DatabaseError(f"{shown}: {error.orig}") from error
@@ -78,19 +88,21 @@ class Database:
             raise DatabaseError(f"{shown}: {error}") from error
         return database
 
-    def _create_tables(self) -> None:
+    def _require_tables(self, *, create: bool) -> None:
         with self.engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 # Two workers that start together would both try; the lock ends with the transaction.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7067)")
-            METADATA.create_all(connection)
-            versions = connection.scalars(select(schema_versions.c.version)).all()
-            if not versions:
+            # A table that was lost is not made again: empty, it would hide what happened.
+            if not inspect(connection).has_table(schema_versions.name):
+                if not create:
+                    raise DatabaseError("there are no tables of this service")
+                METADATA.create_all(connection)
                 connection.execute(schema_versions.insert().values(version=SCHEMA_VERSION))
-            elif list(versions) != [SCHEMA_VERSION]:
-                raise DatabaseError(
-                    f"its tables are of version {versions[0]}, this service's {SCHEMA_VERSION}"
-                )
+            versions = connection.scalars(select(schema_versions.c.version)).all()
+            if list(versions) != [SCHEMA_VERSION]:
+                found = ", ".join(map(str, versions))
+                raise DatabaseError(f"its tables are of version {found}, this service's {SCHEMA_VERSION}")
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -98,6 +110,7 @@ class Database:
 
         Raises:
             DatabaseBusyError: a lock or connection was not to be had in time.
+            DatabaseFailedError: the database itself is at fault.
         """
         with _named_errors(), self.engine.begin() as connection:
             yield connection
@@ -108,6 +121,7 @@ class Database:
 
         Raises:
             DatabaseBusyError: a connection was not to be had in time.
+            DatabaseFailedError: the database itself is at fault.
         """
         options: dict[str, Any] = {_READ_ONLY: True}
         if self.engine.dialect.name == "postgresql":
@@ -159,6 +173,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 _BUSY_SQLSTATES = frozenset({"55P03", "57014", "40001", "40P01", "53300"})
 """PostgreSQL: lock not available, cancelled by time-out, serialisation, deadlock, too many connections."""
+_BUSY_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
 @contextmanager
@@ -166,11 +181,13 @@ def _named_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        if isinstance(error, DataError | IntegrityError | ProgrammingError):
+            raise  # what was asked is wrong, not the database
         state = getattr(error.orig, "sqlstate", None)
-        locked = isinstance(error, OperationalError) and "locked" in str(error.orig)
-        lost = error.connection_invalidated or (isinstance(error, OperationalError) and state is None)
-        if state in _BUSY_SQLSTATES or locked or lost:
+        name = getattr(error.orig, "sqlite_errorname", None) or state
+        lost = error.connection_invalidated or name is None
+        if lost or state in _BUSY_SQLSTATES or str(name).startswith(_BUSY_SQLITE):
             raise DatabaseBusyError("the database did not answer in time") from error
-        raise
+        raise DatabaseFailedError(f"the database cannot do its work: {name}") from error
     except PoolTimeoutError as error:
         raise DatabaseBusyError("all connections to the database are in use") from error

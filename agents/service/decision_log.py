@@ -127,13 +127,16 @@ class DecisionLog:
         )
 
 
-def export_decisions(connection: Connection, path: Path, campaigns: Sequence[str] | None = None) -> int:
+def export_decisions(
+    connection: Connection, path: Path, campaigns: Sequence[str] | None = None, *, now: int
+) -> int:
     """Write the decisions of campaigns as one Parquet file, whole or not at all, in bounded memory.
 
     Args:
         connection: in a transaction that sees one state throughout (:meth:`Database.read`).
         path: where to.
         campaigns: which; None for all.
+        now: UNIX seconds; a coupon whose time is over has ended, whether or not it was released yet.
 
     Returns:
         Number of decisions.
@@ -158,7 +161,7 @@ def export_decisions(connection: Connection, path: Path, campaigns: Sequence[str
     try:
         with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for rows in _partitions(connection, query):
-                writer.write_table(_table(rows, schema, n_columns, n_offers))
+                writer.write_table(_table(rows, schema, n_columns, n_offers, now))
                 n += len(rows)
         os.replace(temporary, path)
     finally:
@@ -174,6 +177,7 @@ def _query(campaigns: Sequence[str] | None) -> Select[Any]:
             commitments.c.charge,
             commitments.c.cost,
             commitments.c.state,
+            commitments.c.expires_at,
             feedback.c.margin,
         )
         .outerjoin(commitments, coupon)
@@ -208,7 +212,7 @@ def _partitions(connection: Connection, query: Select[Any]) -> Iterator[Sequence
     yield from result.partitions()
 
 
-def _table(rows: Sequence[Row[Any]], schema: Any, n_columns: int, n_offers: int) -> Any:
+def _table(rows: Sequence[Row[Any]], schema: Any, n_columns: int, n_offers: int, now: int) -> Any:
     observation = np.frombuffer(b"".join(row.observation for row in rows), dtype="<f4")
     probabilities = np.frombuffer(b"".join(row.probabilities for row in rows), dtype="<f8")
     packed = np.frombuffer(b"".join(row.mask for row in rows), dtype=np.uint8).reshape(len(rows), -1)
@@ -220,7 +224,7 @@ def _table(rows: Sequence[Row[Any]], schema: Any, n_columns: int, n_offers: int)
     plain = {
         "campaign": [row.campaign for row in rows],
         "user": [row.user_key for row in rows],
-        "outcome_known": [row.margin is not None and row.state != CommitmentState.RESERVED for row in rows],
+        "outcome_known": [row.margin is not None and not _open(row, now) for row in rows],
         "margin": [float("nan") if row.margin is None else row.margin for row in rows],
         "cost": [0.0 if row.charge is None else (row.charge + row.cost) / TICKS_PER_UNIT for row in rows],
     }
@@ -233,3 +237,8 @@ def _table(rows: Sequence[Row[Any]], schema: Any, n_columns: int, n_offers: int)
         "probabilities": matrix(probabilities, n_offers),
     }
     return pyarrow.table(arrays, schema=schema)
+
+
+def _open(row: Row[Any], now: int) -> bool:
+    """Whether a decision's coupon can still be redeemed."""
+    return bool(row.state == CommitmentState.RESERVED and row.expires_at > now)

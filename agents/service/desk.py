@@ -100,15 +100,15 @@ class CouponDesk:
         user_ids = [str(user["user_id"]) for user in users]
         _refuse_repeats(user_ids)
         digest = hash_body({"campaign": campaign, "users": users, "context": context})
+        now = int(self.clock())
         with self.database.read() as connection:
             answered = find_answer(connection, request_id, "decide", digest)
             if answered is not None:
                 return Answer(_with_user_ids(answered, user_ids), repeated=True)
-            available = ledger.read_balance(connection, campaign).available / TICKS_PER_UNIT
+            available = ledger.read_available(connection, campaign, now=now) / TICKS_PER_UNIT
         user_keys = [self.keys.user_key(user_id) for user_id in user_ids]
         week = self.policy.week_of(context)
         draws = self.policy.draw(users, context, self.keys.uniforms(campaign, week, user_keys), available)
-        now = int(self.clock())
         with self.database.write() as connection:
             answered = claim(connection, request_id, "decide", digest, now=now)
             if answered is not None:

@@ -17,3 +17,7 @@ class UnknownError(LedgerError):
 
 class ClosedError(LedgerError):
     """The commitment has ended: it was settled, released, or its time is over."""
+
+
+class UnavailableError(RuntimeError):
+    """What the service stands on does not work now; the message says what."""

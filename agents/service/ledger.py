@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from agents.service.errors import ClosedError, LedgerError, UnknownError
 from agents.service.granting import MOST_TICKS, Ask, grant
@@ -61,16 +62,17 @@ def open_budget(connection: Connection, campaign: str, budget: int) -> Balance:
     """
     if not 0 <= budget <= MOST_TICKS:
         raise LedgerError(f"a budget must be in 0..{MOST_TICKS} ticks, got {budget}")
-    found = connection.execute(select(budgets).where(budgets.c.campaign == campaign)).one_or_none()
-    if found is None:
-        connection.execute(budgets.insert().values(campaign=campaign, budget=budget, spent=0, reserved=0))
-        return Balance(campaign, budget, 0, 0)
+    # Two processes that start together may both get here; the second waits for the first.
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    row = {"campaign": campaign, "budget": budget, "spent": 0, "reserved": 0}
+    connection.execute(insert(budgets).values(row).on_conflict_do_nothing())
+    found = read_balance(connection, campaign)
     if found.budget != budget:
         raise LedgerError(
             f"campaign {campaign!r} is open with a budget of {_shown(found.budget)}, not {_shown(budget)}; "
             "a new budget needs a new campaign"
         )
-    return Balance(**found._mapping)
+    return found
 
 
 def read_balance(connection: Connection, campaign: str, *, lock: bool = False) -> Balance:
@@ -91,6 +93,16 @@ def read_balances(connection: Connection) -> list[Balance]:
     return [
         Balance(**row._mapping) for row in connection.execute(select(budgets).order_by(budgets.c.campaign))
     ]
+
+
+def read_available(connection: Connection, campaign: str, *, now: int) -> int:
+    """Return the ticks that `reserve` could commit: what is due counts as released.
+
+    Raises:
+        UnknownError: there is no such campaign.
+    """
+    due = connection.scalar(select(func.sum(commitments.c.liability)).where(_due(campaign, now)))
+    return read_balance(connection, campaign).available + int(due or 0)
 
 
 def reserve(
@@ -190,16 +202,21 @@ def expire(connection: Connection, campaign: str, *, now: int) -> int:
 
 def _release_due(connection: Connection, campaign: str, now: int) -> tuple[int, int]:
     """Return the number of commitments that were due and the ticks released, the campaign's row locked."""
-    due = (
-        (commitments.c.campaign == campaign)
-        & (commitments.c.state == CommitmentState.RESERVED)
-        & (commitments.c.expires_at <= now)
+    ended = (
+        commitments.update().where(_due(campaign, now)).values(state=CommitmentState.EXPIRED, closed_at=now)
     )
-    ended = commitments.update().where(due).values(state=CommitmentState.EXPIRED, closed_at=now)
     released = connection.scalars(ended.returning(commitments.c.liability)).all()
     if released:
         _move(connection, campaign, spent=0, reserved=-sum(released))
     return len(released), sum(released)
+
+
+def _due(campaign: str, now: int) -> ColumnElement[bool]:
+    return (
+        (commitments.c.campaign == campaign)
+        & (commitments.c.state == CommitmentState.RESERVED)
+        & (commitments.c.expires_at <= now)
+    )
 
 
 def lock_campaigns(connection: Connection, campaigns: Iterable[str]) -> None:

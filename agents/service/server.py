@@ -6,7 +6,9 @@ database and the budgets first: what is wrong is said once, before anything list
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from fastapi import FastAPI
 
 from agents.service import ledger
 from agents.service.app import create_app
+from agents.service.bodies import ID_FORM
 from agents.service.bundle_policy import BundlePolicy
 from agents.service.database import Database
 from agents.service.desk import CouponDesk
@@ -26,6 +29,7 @@ from agents.service.json_log import log, write_to_stderr
 from agents.service.limits import ApiKeys
 from agents.service.metrics import FOLDER_VARIABLE, Metrics
 from agents.service.settings import SETTINGS_VARIABLE, ServiceSecrets, ServiceSettings
+from agents.service.tables import ID_LENGTH
 from envs.ticks import to_ticks
 
 KEEP_ALIVE_SECONDS = 30
@@ -100,6 +104,8 @@ def _shared_metrics(workers: int) -> Iterator[None]:
 def prepare(settings: ServiceSettings, budgets: Mapping[str, float]) -> None:
     """Check everything that the workers will need, and open the budgets."""
     ServiceSecrets.from_environment()
+    for campaign, budget in budgets.items():
+        _check_budget(campaign, budget)
     policy = BundlePolicy.load(settings.policy)
     database = Database.open(settings.database, timeout_seconds=settings.database_seconds)
     try:
@@ -113,6 +119,16 @@ def prepare(settings: ServiceSettings, budgets: Mapping[str, float]) -> None:
     if not open_campaigns:
         raise LedgerError("no campaign has a budget yet; open one with --campaign NAME --budget AMOUNT")
     log("checked", policy=policy.fingerprint, campaigns=len(open_campaigns))
+
+
+def _check_budget(campaign: str, budget: float) -> None:
+    if len(campaign) > ID_LENGTH or not re.fullmatch(ID_FORM, campaign):
+        raise LedgerError(
+            f"campaign {campaign!r} is no name that a request can give: up to {ID_LENGTH} letters, digits "
+            "and any of ._:/@+-, a letter or digit first"
+        )
+    if not math.isfinite(budget):
+        raise LedgerError(f"the budget of campaign {campaign!r} must be a finite amount, got {budget}")
 
 
 def create_worker() -> FastAPI:

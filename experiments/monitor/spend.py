@@ -218,13 +218,16 @@ def measure_spend(log: LoggedDataset, plan: SpendPlan) -> SpendReport:
     users, user = np.unique(log.user, return_inverse=True)
     by_user = np.zeros(len(users))
     total = planned_total = 0.0
+    previous = int(weeks[0]) - 1
     half_width = NormalDist().inv_cdf(0.5 + BAND / 2.0)
     rows = []
     for week in weeks.tolist():
         here = log.week == week
         by_user += np.bincount(user[here], weights=log.cost[here], minlength=len(users))
         spent = float(log.cost[here].sum())
-        total, planned_total = total + spent, planned_total + plan.by_week[week]
+        # Weeks that the log lacks were planned all the same: nothing was sent in them.
+        planned_total += sum(plan.by_week.get(k, 0.0) for k in range(previous + 1, week + 1))
+        total, previous = total + spent, week
         half = half_width * math.sqrt(len(users)) * float(by_user.std(ddof=1)) if len(users) > 1 else math.inf
         off = abs(total - planned_total)
         level = Level.OK

@@ -94,15 +94,17 @@ def weight_calibration(
         user: [N].
 
     Returns:
-        K values; NaN for an offer that no row allows beside another.
+        K values; NaN for an offer that no row allows beside another, and for one that was never sent: its
+        propensity may well have been 0, which says nothing against those of the others.
     """
     choice = mask.sum(axis=1) > 1
     _, cluster = np.unique(user, return_inverse=True)
     found = []
     for offer in range(mask.shape[1]):
         rows = choice & mask[:, offer]
-        weight = (action[rows] == offer) / propensity[rows]
-        found.append(clustered_z(weight - 1.0, cluster[rows]))
+        sent = action[rows] == offer
+        weight = sent / propensity[rows]
+        found.append(clustered_z(weight - 1.0, cluster[rows]) if sent.any() else np.nan)
     return tuple(found)
 
 

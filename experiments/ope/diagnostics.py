@@ -153,11 +153,12 @@ def diagnose(
 def check_estimate(value: float, low: float, high: float, influence: FloatArray) -> EstimateCheck:
     """Look at an estimate, its interval and the influences [C] of its clusters; NaN values are allowed."""
     half_width = (high - low) / 2
-    known = np.isfinite(half_width) and value != 0
+    # An interval without width is exact, also around 0.
+    share = 0.0 if half_width == 0 else half_width / abs(value) if value != 0 else np.inf
     square = influence**2
     fourth = float((square**2).sum())
     return EstimateCheck(
-        half_width_share=float(half_width / abs(value)) if known else np.inf,
+        half_width_share=float(share) if np.isfinite(half_width) else np.inf,
         # A constant estimate has no variance, and nothing that few clusters could dominate.
         effective_clusters=float(square.sum() ** 2 / fourth) if fourth > 0 else float(influence.size),
     )

@@ -29,7 +29,7 @@ CAUTION_Z: Final = 4.0
 """Standard errors by which an offer's share may miss its propensity; of 16 offers 1 log in 1,000 has more."""
 MAXIMUM_Z: Final = 6.0
 MAXIMUM_MISS: Final = 0.1
-"""Beyond this z, and this relative difference of the shares, propensities are not those that acted."""
+"""Beyond this z, and this relative difference, propensities are not those that acted."""
 RARE_SHARE: Final = 0.01
 """An offer sent to less than this share of those who might have had it."""
 HEAVY_SHARE: Final = 0.2
@@ -183,7 +183,7 @@ class _Misfit:
 def _misfit(offers: Sequence[OfferSummary]) -> _Misfit:
     named, floor = [], 0
     for offer in offers:
-        z, miss = offer.weight_z, np.inf
+        z, miss = offer.weight_z, abs(offer.mean_weight - 1)
         if offer.calibration is not None:
             fit = offer.calibration
             z = fit.z

@@ -12,10 +12,13 @@ from typing import Literal
 import numpy as np
 
 from experiments.ope import sequential
-from experiments.ope.diagnostics import Verdict, diagnose, judge
-from experiments.ope.distribution import ReturnDistribution, self_normalised
+from experiments.ope.diagnostics import Judgement, Verdict, diagnose, judge
+from experiments.ope.distribution import self_normalised
 from experiments.ope.intervals import percentile_interval, resampling_counts
 from experiments.ope.logged_dataset import FloatArray, LoggedDataset, require_array, require_probabilities
+
+CAUTION_TAIL, MINIMUM_TAIL = 20.0, 5.0
+"""Effective episodes in a tail below which what is said of it is doubtful, and void."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ReturnResult:
         ci_low: lower end of the cluster bootstrap interval.
         ci_high: upper end.
         ess: effective sample size in episodes.
-        verdict: trust, caution, or do not use, from the weights alone.
+        verdict: trust, caution, or do not use, from the weights and how many of them lie in the tail.
         reason: why, in words.
     """
 
@@ -61,7 +64,7 @@ def evaluate_returns(
     """Estimate the mean, the spread, quantiles and tail means of the return, self-normalised.
 
     Arguments and caveats are those of ``evaluate_policy``; a tail of the worst 5% needs a hundred effective
-    episodes to rest on five.
+    episodes to rest on five. Where no logged episode could have come from the target, values are NaN.
 
     Args:
         dataset: N logged steps.
@@ -77,8 +80,7 @@ def evaluate_returns(
 
     Raises:
         LoggedDataError: ``target_probabilities`` or ``outcome`` do not fit the dataset.
-        ValueError: the discount factor or a level is out of range, there are fewer than 2 clusters, or no
-            logged episode could have come from the target.
+        ValueError: the discount factor or a level is out of range, or there are fewer than 2 clusters.
     """
     if not 0 < discount_factor <= 1:
         raise ValueError(f"discount_factor must lie in (0, 1], not {discount_factor}")
@@ -92,21 +94,18 @@ def evaluate_returns(
     names, index = np.unique(getattr(dataset, cluster)[dataset.episode_starts], return_inverse=True)
     if names.size < 2:
         raise ValueError("an interval needs at least 2 clusters")
-    found = _functionals(self_normalised(returns=returns, weight=weight), levels)
+    found = _functionals(returns, weight, levels)
     resampled = []
     for counts in resampling_counts(rng, names.size, n_bootstrap):
-        for drawn in counts:
-            again = weight * drawn[index]
-            if again.sum() > 0:
-                resampled.append(_functionals(self_normalised(returns=returns, weight=again), levels))
-            else:  # undefined, and so is the interval
-                resampled.append(np.full(found.size, np.nan))
+        resampled += [_functionals(returns, weight * drawn[index], levels) for drawn in counts]
     diagnostics = diagnose(dataset, target_probabilities, weight[:, None], names.size)
     judgement = judge(diagnostics, uses_weights=True)
     measures: list[tuple[str, float | None]] = [("mean", None), ("standard deviation", None)]
     measures += [(measure, level) for level in levels for measure in ("quantile", "CVaR")]
     results = []
     for column, (measure, level) in enumerate(measures):
+        tail = 1.0 if level is None else min(level, 1 - level) if measure == "quantile" else level
+        told = judge_tail(judgement, diagnostics.ess * tail)
         ends = percentile_interval(np.array([row[column] for row in resampled]), confidence)
         results.append(
             ReturnResult(
@@ -117,15 +116,26 @@ def evaluate_returns(
                 ci_low=ends.low,
                 ci_high=ends.high,
                 ess=diagnostics.ess,
-                verdict=judgement.verdict,
-                reason=judgement.reason,
+                verdict=told.verdict,
+                reason=told.reason,
             )
         )
     return results
 
 
-def _functionals(distribution: ReturnDistribution, levels: Sequence[float]) -> FloatArray:
-    """Mean, standard deviation, and for each level the quantile and the tail mean."""
+def judge_tail(judgement: Judgement, ess: float) -> Judgement:
+    """Lower a verdict on weights for a quantity that rests on ``ess`` effective episodes of its tail."""
+    if ess >= CAUTION_TAIL:
+        return judgement
+    verdict: Verdict = "do not use" if ess < MINIMUM_TAIL or judgement.verdict == "do not use" else "caution"
+    return Judgement(verdict, f"its tail holds {ess:.1f} effective episodes; {judgement.reason}")
+
+
+def _functionals(returns: FloatArray, weight: FloatArray, levels: Sequence[float]) -> FloatArray:
+    """Mean, standard deviation, and for each level the quantile and the tail mean; NaN without any weight."""
+    if not weight.any():
+        return np.full(2 + 2 * len(levels), np.nan)
+    distribution = self_normalised(returns=returns, weight=weight)
     tails = [
         (distribution.quantile(level), distribution.conditional_value_at_risk(level)) for level in levels
     ]

@@ -28,6 +28,8 @@ STANDARD_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """The names under which a column is found where the mapping names none; the first one present is taken."""
 
+AFTER_DECISION: Final = frozenset({"action", "reward", "cost", "terminated"})
+"""Fields that no feature may be read from: they are the decision, or follow from it."""
 FEATURE_PREFIXES: Final = ("feature_", "observation_")
 """Columns so named are what was known before the decision, where the mapping lists no features."""
 MASK_PREFIXES: Final = ("allowed_", "mask_")
@@ -113,7 +115,8 @@ class LogMapping:
         """Return the column of each field that has one in the table.
 
         Raises:
-            LoggedDataError: a column that the mapping names is not in the table.
+            LoggedDataError: a column that the mapping names is not in the table, is named for two fields, or
+                is given as a feature although it was not known before the decision.
         """
         found: dict[str, str] = {}
         for field, usual in STANDARD_COLUMNS.items():
@@ -127,6 +130,16 @@ class LogMapping:
                 found[field] = present[0]
         if self.timestamp is not None and self.week is None:
             found.pop("week", None)
+        field_of: dict[str, str] = {}
+        for field, name in found.items():
+            if name in field_of:
+                raise LoggedDataError(f"{field}: the column {name!r} is the {field_of[name]} already")
+            field_of[name] = field
+        for name in self.features or ():
+            if field_of.get(name) in AFTER_DECISION:
+                raise LoggedDataError(
+                    f"features: {name!r} is the {field_of[name]}, which was not known before the decision"
+                )
         return found
 
 

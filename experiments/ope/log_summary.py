@@ -26,7 +26,9 @@ class OfferSummary:
         smallest_propensity: at which it was sent; NaN where it never was.
         calibration: observed beside expected share; None without the whole distribution, or where no row had
             a choice.
-        weight_z: standard errors by which its mean inverse propensity misses 1; NaN where it cannot be told.
+        mean_weight: mean inverse propensity over rows that allowed it beside another, 0 where another was
+            sent; 1 on average where propensities are right. NaN without such rows.
+        weight_z: standard errors by which that misses 1; NaN where it cannot be told.
     """
 
     name: str
@@ -34,6 +36,7 @@ class OfferSummary:
     sent_share: float
     smallest_propensity: float
     calibration: OfferCalibration | None
+    mean_weight: float
     weight_z: float
 
 
@@ -75,9 +78,11 @@ def summarise_offers(dataset: LoggedDataset, names: Sequence[str]) -> tuple[Offe
         found = offer_calibration(probabilities, dataset.action, dataset.mask, dataset.user)
         calibrations = {one.offer: one for one in found}
     weight_z = weight_calibration(dataset.propensity, dataset.action, dataset.mask, dataset.user)
+    choice = dataset.mask.sum(axis=1) > 1
     summaries = []
     for offer, name in enumerate(names):
         sent = dataset.action == offer
+        rows = choice & dataset.mask[:, offer]
         summaries.append(
             OfferSummary(
                 name=name,
@@ -85,6 +90,7 @@ def summarise_offers(dataset: LoggedDataset, names: Sequence[str]) -> tuple[Offe
                 sent_share=float(sent.mean()),
                 smallest_propensity=float(dataset.propensity[sent].min()) if sent.any() else np.nan,
                 calibration=calibrations.get(offer),
+                mean_weight=float((sent / dataset.propensity)[rows].mean()) if rows.any() else np.nan,
                 weight_z=weight_z[offer],
             )
         )

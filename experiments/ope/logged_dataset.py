@@ -229,8 +229,12 @@ class LoggedDataset:
             raise LoggedDataError(f"{path} is not a readable Parquet file: {error}") from error
         if not is_logged_dataset(table.schema):
             raise LoggedDataError(f"{path} was not written by LoggedDataset.save: its metadata is missing")
-        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
-        names = tuple(metadata["observation_names"])
+        try:
+            metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+            names, n_offers = tuple(metadata["observation_names"]), int(metadata["n_offers"])
+            known, source = metadata["has_behaviour_probabilities"], metadata["propensity_source"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoggedDataError(f"{path}: its metadata is damaged: {error!r}") from error
 
         def column(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
             if name not in table.column_names:
@@ -242,10 +246,9 @@ class LoggedDataset:
             return values
 
         def matrix(prefix: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
-            stack = [column(name, dtype) for name in _matrix_columns(prefix, names, metadata["n_offers"])]
+            stack = [column(name, dtype) for name in _matrix_columns(prefix, names, n_offers)]
             return np.stack(stack, axis=1) if stack else np.empty((table.num_rows, 0), dtype=dtype)
 
-        known = metadata["has_behaviour_probabilities"]
         return cls(
             **{name: column(name, dtype) for name, dtype in _STEP_COLUMNS.items()},
             observation=matrix("observation", np.float32),
@@ -253,7 +256,7 @@ class LoggedDataset:
             mask=matrix("mask", np.bool_),
             behaviour_probabilities=matrix("behaviour_probability", np.float64) if known else None,
             observation_names=names,
-            propensity_source=metadata["propensity_source"],
+            propensity_source=source,
         )
 
 

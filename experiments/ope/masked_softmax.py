@@ -50,8 +50,9 @@ def masked_softmax(scores: FloatArray, mask: BoolArray) -> FloatArray:
 
 
 def log_loss(probabilities: FloatArray, action: IntArray) -> float:
-    """Return the mean negative log probability of the actions, in nats."""
-    return float(-np.log(probabilities[np.arange(len(action)), action]).mean())
+    """Return the mean negative log probability of the actions, in nats; inf where one had none."""
+    with np.errstate(divide="ignore"):
+        return float(-np.log(probabilities[np.arange(len(action)), action]).mean())
 
 
 def fit_logistic(

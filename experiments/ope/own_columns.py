@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pandas.api.types import is_integer_dtype, is_numeric_dtype
+from pandas.api.types import is_complex_dtype, is_integer_dtype, is_numeric_dtype
 
 from experiments.ope.log_checks import BoolArray, FloatArray, IntArray, refuse
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
+"""How a date must begin as text: 03/04/2024 is a day of March to some and of April to others."""
+_MOST_WEEKS = 2.0**53
+"""Whole numbers up to here are exact as float64."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 """Truth values by their text; True itself reads as 1."""
@@ -69,13 +75,14 @@ def read_numbers(frame: pd.DataFrame, name: str) -> FloatArray:
         LoggedDataError: a value is missing, infinite, no number, or text among numbers.
     """
     column = frame[name]
-    if is_numeric_dtype(column.dtype):
+    if is_numeric_dtype(column.dtype) and not is_complex_dtype(column.dtype):
         numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
         refuse(name, np.isnan(numbers), numbers, "is missing")
     else:
         values = _present(frame, name)
         text = _are(values, str)
         if not text.all():
+            refuse(name, ~text & ~_are(values, (Real, Decimal, np.bool_)), values, "is not a number")
             refuse(name, text, values, "is text among numbers")
         numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(dtype=np.float64)
         refuse(name, np.isnan(numbers), values, "is not a number")
@@ -103,7 +110,8 @@ def read_weeks(frame: pd.DataFrame, name: str) -> IntArray:
         LoggedDataError: a value is missing or not whole.
     """
     numbers = read_numbers(frame, name)
-    refuse(name, numbers != np.floor(numbers), numbers, "is not a whole week number")
+    whole = (numbers == np.floor(numbers)) & (np.abs(numbers) <= _MOST_WEEKS)
+    refuse(name, ~whole, numbers, "is not a whole week number")
     return numbers.astype(np.int64)
 
 
@@ -115,7 +123,7 @@ def weeks_of_timestamps(frame: pd.DataFrame, name: str) -> IntArray:
     """
     values = _present(frame, name)
     days = np.array([_day(value) for value in values], dtype="datetime64[D]")
-    refuse(name, np.isnat(days), values, "is not a date or time")
+    refuse(name, np.isnat(days), values, "is not a date or time such as 2024-05-31 or 2024-05-31T18:00")
     # Day 0 of NumPy's calendar, 1 January 1970, is a Thursday.
     monday = (days.astype(np.int64) + 3) // 7
     return np.asarray(monday - monday.min() + 1, dtype=np.int64)
@@ -167,6 +175,8 @@ def _day(value: Any) -> np.datetime64:
     """The local calendar day of a time; a number is no time, for nobody can tell its unit."""
     nothing = np.datetime64("NaT", "D")
     if isinstance(value, int | float | np.number):
+        return nothing
+    if isinstance(value, str) and not _DATE.fullmatch(value.strip()):
         return nothing
     try:
         stamp = pd.Timestamp(value)

@@ -7,7 +7,7 @@ followed. What a log does not say is said in the notes; a propensity that was no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +81,12 @@ def read_own_log(path: Path, mapping: LogMapping | None = None, *, rng: np.rando
     if path.suffix == ".csv":
         try:
             # Cells are text here and are read by what their column is for: a guess turns the id 007 into 7.
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        except (ValueError, pd.errors.EmptyDataError) as error:
+            # Without a header of its own, so that neither a name that is there twice nor a cell too many is
+            # quietly mended.
+            cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
+        except (ValueError, OSError) as error:
             raise LoggedDataError(f"{path} is not a readable CSV file: {error}") from error
+        frame = cells.iloc[1:].reset_index(drop=True).set_axis(cells.iloc[0].fillna(""), axis=1)
         return from_frame(frame, mapping, rng=rng)
     if path.suffix != ".parquet":
         raise LoggedDataError(f"{path}: a log is a .parquet or a .csv file")
@@ -177,11 +180,13 @@ def from_frame(frame: pd.DataFrame, mapping: LogMapping | None = None, *, rng: n
 
 def _as_it_is(dataset: LoggedDataset) -> OwnLog:
     """A log that this package wrote: its integers are its names, and offer 0 sends nothing."""
+    users, user = np.unique(dataset.user, return_inverse=True)
+    campaigns, campaign = np.unique(dataset.campaign, return_inverse=True)
     return OwnLog(
-        dataset=dataset,
+        dataset=replace(dataset, user=user.astype(np.int64), campaign=campaign.astype(np.int64)),
         offers=("no offer", *(f"offer {k}" for k in range(1, dataset.n_offers))),
-        users=tuple(str(user) for user in range(int(dataset.user.max()) + 1)),
-        campaigns=tuple(str(campaign) for campaign in range(int(dataset.campaign.max()) + 1)),
+        users=tuple(str(user) for user in users.tolist()),
+        campaigns=tuple(str(campaign) for campaign in campaigns.tolist()),
         no_offer=0,
         row=np.arange(dataset.n_steps, dtype=np.int64),
         notes=(),

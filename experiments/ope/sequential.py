@@ -22,7 +22,10 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.ope.episode_terms import EpisodeTerms, plain_mean
-from experiments.ope.logged_dataset import FloatArray, IntArray
+from experiments.ope.logged_dataset import FloatArray, IntArray, LoggedDataError
+
+LARGEST_WEIGHT = 1e100
+"""Weights have mean 1 under the propensities that acted, so hardly one in 1e100 is larger (Markov)."""
 
 
 def direct_method(*, v: FloatArray, episode: IntArray, position: IntArray) -> EpisodeTerms:
@@ -152,8 +155,22 @@ def weighted_doubly_robust(
 
 
 def cumulative_ratio(ratio: FloatArray, episode: IntArray, position: IntArray) -> FloatArray:
-    """Return the weights w_t as [E, T], carried forward past the end of shorter episodes."""
-    return np.cumprod(by_episode(ratio, episode, position, 1.0), axis=1, dtype=np.float64)
+    """Return the weights w_t as [E, T], carried forward past the end of shorter episodes.
+
+    Raises:
+        LoggedDataError: a weight is beyond ``LARGEST_WEIGHT``, so that the propensities cannot be right.
+    """
+    with np.errstate(over="ignore"):
+        weight = np.cumprod(by_episode(ratio, episode, position, 1.0), axis=1, dtype=np.float64)
+    if not weight.max() <= LARGEST_WEIGHT:
+        place = int((~(weight <= LARGEST_WEIGHT)).any(axis=1).argmax())
+        largest = int(np.where(episode == place, ratio, -np.inf).argmax())
+        raise LoggedDataError(
+            f"propensity: episode {place} has a weight above {LARGEST_WEIGHT:g}, by ratios of target to "
+            f"propensity of up to {ratio[largest]:g} (row {largest}): what was logged cannot be the "
+            "propensities with which the offers were sent"
+        )
+    return np.asarray(weight)
 
 
 def discounted(

@@ -17,6 +17,7 @@ Three rules, each so that an importance weight means what it says:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +128,11 @@ def export_served(url: str, folder: Path, campaigns: Sequence[str] | None = None
         DecisionLogError: there are no decisions, or they cannot share a log.
         LoggedDataError: no decision has a known outcome.
     """
+    database = Database.open(url, create=False)
     folder.mkdir(parents=True, exist_ok=True)
-    database = Database.open(url)
     try:
         with database.read() as connection:
-            export_decisions(connection, folder / DECISIONS_FILE, campaigns)
+            export_decisions(connection, folder / DECISIONS_FILE, campaigns, now=int(time.time()))
     finally:
         database.close()
     served = served_dataset(DecisionLog.load(folder / DECISIONS_FILE))

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from experiments.ope.diagnostics import Verdict, judge
+from experiments.ope.diagnostics import Diagnostics, EstimateCheck, Verdict, judge
 from experiments.ope.intervals import Interval
 from experiments.ope.logged_dataset import FloatArray
 from experiments.ope.price_curves import PriceCurves
@@ -181,7 +181,9 @@ def value_under_budget(
         binding = "never binding"
     level = float(np.exp(price)) / curves.first_price
     diagnostics = curves.diagnostics(float(levels[-1]) if np.isnan(place) else level)
-    judgement = judge(diagnostics, uses_weights=True, uses_model=True)
+    judgement = judge(
+        diagnostics, uses_weights=True, uses_model=True, check=_check(value, intervals["value"], diagnostics)
+    )
     verdict, reason = _with_budget(
         judgement.verdict, judgement.reason, binding, np.isnan(places).mean(), intervals["value"]
     )
@@ -221,6 +223,15 @@ def cautious_interval(values: FloatArray, confidence: float) -> Interval:
     low = np.quantile(np.where(unknown, -np.inf, values), tail, method="lower")
     high = np.quantile(np.where(unknown, np.inf, values), 1 - tail, method="higher")
     return Interval(float(low), float(high))
+
+
+def _check(value: float, interval: Interval, diagnostics: Diagnostics) -> EstimateCheck | None:
+    """Hold the interval's width against the value; None where there is no interval."""
+    if not np.isfinite(interval.width) or value == 0:
+        return None
+    return EstimateCheck(
+        half_width_share=interval.width / 2 / abs(value), effective_clusters=float(diagnostics.n_clusters)
+    )
 
 
 def _with_budget(

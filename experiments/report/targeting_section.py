@@ -97,8 +97,9 @@ def what_can_be_said(types: Sequence[Row], money: Currency) -> str:
             for row in biased
         ]
         said.append(
-            f"The same estimate of the weeks before the campaign, which must be 0, is {listed(parts)}: the "
-            "features do not undo the targeting, and the difference in the campaign may be biased alike."
+            "The same estimate of the weeks before the campaign, which it cannot have changed, is "
+            f"{listed(parts)}: the features do not undo the targeting, and the difference in the campaign "
+            "may be biased alike."
         )
     if clear:
         names = listed([text_in(row, "campaign_type") for row in clear])

@@ -3,14 +3,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Connection
 
 from agents.service.app import create_app
 from agents.service.bodies import MOST_USERS
@@ -269,6 +273,44 @@ def test_a_busy_database_asks_to_try_again(client: TestClient, monkeypatch: pyte
     answer = client.post("/decide", json=body("push"))
     assert code(answer) == (503, "busy")
     assert answer.headers["retry-after"] == "1"
+
+
+def test_without_its_tables_the_service_is_not_healthy(
+    client: TestClient, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shop.desk.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE schema_versions RENAME TO lost")
+    answer = client.get("/healthz")
+    assert code(answer) == (503, "database_failed")
+    assert "SQLITE_ERROR" in answer.json()["error"]["message"]
+
+
+def test_health_checks_take_one_connection_however_many_come(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They need no key, so that anybody could otherwise take all connections.
+    at_once = [0, 0]
+    read = Database.read
+
+    @contextmanager
+    def slow(database: Database) -> Iterator[Connection]:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        time.sleep(0.02)
+        with read(database) as connection:
+            yield connection
+        at_once[0] -= 1
+
+    monkeypatch.setattr(Database, "read", slow)
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(make_app(shop.desk))
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+            answers = await asyncio.gather(*(client.get("/healthz") for _ in range(8)))
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(ask()) == [200] * 8
+    assert at_once[1] == 1
 
 
 def test_a_request_that_takes_too_long_is_ended(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

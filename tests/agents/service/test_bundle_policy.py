@@ -100,6 +100,7 @@ def test_dates_and_weeks_are_the_logs(policy: BundlePolicy) -> None:
         ({"user_id": "x", "offers": [{"timestamp": "2017-01-09", "offer": "a car"}]}, CONTEXT, "a car"),
         ({"user_id": "x"}, {}, "date or a week"),
         ({"user_id": "x"}, CONTEXT | {"dual_price": 0.0}, "dual price"),
+        ({"user_id": "x"}, CONTEXT | {"promotion": {"visit_trend": 1e308}}, "visit_trend"),
     ],
 )
 def test_what_cannot_be_read_is_named(
@@ -123,7 +124,7 @@ def test_served_decisions_are_the_policys_own_and_a_dataset(
         if one["expires_at"] is not None:
             desk.release(f"end {one['decision_id']}", one["decision_id"])
     with sqlite_database.read() as connection:
-        export_decisions(connection, tmp_path / "log.parquet")
+        export_decisions(connection, tmp_path / "log.parquet", now=0)
     data = served_dataset(DecisionLog.load(tmp_path / "log.parquet")).dataset
     assert (data.n_steps, data.observation_names) == (n, policy.columns)
     assert data.terminated.all()

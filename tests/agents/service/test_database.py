@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, inspect, select, text
 
 from agents.service import ledger
-from agents.service.database import Database, DatabaseBusyError, DatabaseError
+from agents.service.database import Database, DatabaseBusyError, DatabaseError, DatabaseFailedError
 from agents.service.reconciliation import reconcile
-from agents.service.tables import budgets, schema_versions
+from agents.service.tables import METADATA, budgets, schema_versions
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,62 @@ def test_sqlite_keeps_what_it_acknowledged(sqlite_database: Database, tmp_path: 
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_two_who_open_a_budget_at_the_same_time_agree(database: Database) -> None:
+    found: list[object] = []
+
+    def open_too() -> None:
+        try:
+            with database.write() as connection:
+                found.append(ledger.open_budget(connection, "a", 7))
+        except Exception as error:  # shown by the assertion
+            found.append(error)
+
+    with database.write() as connection:
+        ledger.open_budget(connection, "a", 7)
+        thread = threading.Thread(target=open_too)
+        thread.start()
+        thread.join(0.3)  # it waits for this transaction
+    thread.join(20)
+    assert found == [ledger.Balance("a", 7, 0, 0)]
+
+
+def test_a_full_disk_is_not_mistaken_for_a_lock(sqlite_database: Database) -> None:
+    def fill() -> None:
+        with sqlite_database.write() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1")  # no further page
+            for k in range(1_000):
+                ledger.open_budget(connection, f"{k:0100}", 1)
+
+    with pytest.raises(DatabaseFailedError, match="SQLITE_FULL"):
+        fill()
+
+
+def test_missing_tables_are_not_mistaken_for_a_lock(sqlite_database: Database) -> None:
+    def read() -> None:
+        with sqlite_database.read() as connection:
+            ledger.read_balances(connection)
+
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE budgets RENAME TO lost")
+    with pytest.raises(DatabaseFailedError, match="SQLITE_ERROR"):
+        read()
+
+
+def test_a_lost_table_is_not_made_again(sqlite_database: Database) -> None:
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("DROP TABLE feedback")
+    again = Database.open(str(sqlite_database.engine.url))
+    with again.read() as connection:
+        assert "feedback" not in inspect(connection).get_table_names()
+    again.close()
+
+
+def test_only_who_serves_makes_tables(database: Database, database_url: str) -> None:
+    with database.write() as connection:
+        METADATA.drop_all(connection)
+    with pytest.raises(DatabaseError, match="no tables of this service"):
+        Database.open(database_url, create=False)
+    with database.read() as connection:
+        assert inspect(connection).get_table_names() == []

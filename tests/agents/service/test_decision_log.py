@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from agents.service.database import Database
+from agents.service.database import Database, DatabaseError
 from agents.service.decision_log import DecisionLog, DecisionLogError, export_decisions
 from agents.service.desk import WEEK_SECONDS, CouponDesk
 from agents.service.outcomes import Outcome
@@ -60,7 +60,7 @@ def serve(
 def export(shop: Shop, folder: Path, campaigns: Sequence[str] | None = None) -> DecisionLog:
     path = folder / "served.parquet"
     with shop.desk.database.read() as connection:
-        n = export_decisions(connection, path, campaigns)
+        n = export_decisions(connection, path, campaigns, now=int(shop.clock.now))
     log = DecisionLog.load(path)
     assert len(log) == n
     return log
@@ -104,6 +104,17 @@ def test_an_outcome_is_known_once_the_coupon_has_ended(shop: Shop, tmp_path: Pat
     found = serve(shop, 1, {"a": "coupon"}, {"a": 1.0})
     assert export(shop, tmp_path).outcome_known.tolist() == [False]
     shop.desk.release("r", found["a"]["decision_id"])
+    log = export(shop, tmp_path)
+    assert log.outcome_known.tolist() == [True]
+    assert log.cost.tolist() == [0.02]
+
+
+def test_a_coupon_whose_time_is_over_has_ended_though_nothing_released_it(shop: Shop, tmp_path: Path) -> None:
+    # After a campaign's last week nobody decides any more, so that no later request releases what is due.
+    serve(shop, 1, {"a": "coupon"}, {"a": 1.0})
+    shop.clock.now += 2 * WEEK_SECONDS - 1
+    assert export(shop, tmp_path).outcome_known.tolist() == [False]
+    shop.clock.now += 1
     log = export(shop, tmp_path)
     assert log.outcome_known.tolist() == [True]
     assert log.cost.tolist() == [0.02]
@@ -250,6 +261,12 @@ def test_a_folder_holds_the_log_and_the_dataset(shop: Shop, tmp_path: Path) -> N
     loaded = LoggedDataset.load(tmp_path / "new" / "served" / "logged.parquet")
     assert (loaded.n_steps, served.n_left_out) == (1, 1)
     assert loaded.reward.tolist() == [1.0]
+
+
+def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=r"typo\.db.*no such file"):
+        export_served(f"sqlite:///{tmp_path / 'typo.db'}", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_without_outcomes_is_refused(shop: Shop, tmp_path: Path) -> None:

@@ -271,6 +271,21 @@ def test_money_of_expired_coupons_is_spent_again(open_shop: OpenShop, database: 
     assert not decide(shop, "r3", ["coupon"], week=49)[0]["refused"]
 
 
+def test_money_of_expired_coupons_counts_as_available_when_offers_are_drawn(
+    open_shop: OpenShop, database: Database
+) -> None:
+    shop = open_shop(database, budget=COUPON)
+    decide(shop, "r1", ["coupon"])
+    for request_id, week, seconds in (("r2", 48, 2 * WEEK_SECONDS - 1), ("r3", 49, 1)):
+        shop.clock.now += seconds
+        decide(shop, request_id, ["nothing"], week=week)
+    with database.read() as connection:
+        seen = connection.scalars(select(decisions.c.observation).order_by(decisions.c.week)).all()
+    # The scripted policy notes as "spend" what it was told to be available.
+    available = [float(np.frombuffer(row, "<f4")[1]) for row in seen]
+    assert available == pytest.approx([COUPON / 10_000, 0.0, 0.6])
+
+
 # Feedback ------------------------------------------------------------------------------------------
 
 

@@ -129,3 +129,28 @@ def test_what_is_wrong_is_said_before_anything_listens(
         prepare(settings, {"autumn": 11.0})
     with pytest.raises(BundleError):
         prepare(ServiceSettings(tmp_path, settings.database), {})
+
+
+@pytest.mark.parametrize(
+    ("campaign", "budget", "message"),
+    [
+        ("autumn", float("inf"), "'autumn' must be a finite amount"),
+        ("autumn", float("nan"), "'autumn' must be a finite amount"),
+        ("two words", 10.0, "'two words' is no name that a request can give"),
+        ("x" * 129, 10.0, "is no name that a request can give"),
+    ],
+)
+def test_budgets_that_nobody_could_use_are_refused(
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    campaign: str,
+    budget: float,
+    message: str,
+) -> None:
+    monkeypatch.setenv("COUPONLAB_API_KEYS", API_KEY)
+    monkeypatch.setenv("COUPONLAB_PSEUDONYM_KEY", "0123456789abcdef")
+    settings = ServiceSettings(exported.folder, f"sqlite:///{tmp_path / 'coupons.db'}")
+    with pytest.raises(LedgerError, match=message):
+        prepare(settings, {campaign: budget})
+    assert not (tmp_path / "coupons.db").exists()

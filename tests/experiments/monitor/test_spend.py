@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +145,21 @@ def test_no_plan_file_and_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(MonitorError, match=r"plan\.json: "):
         SpendPlan.load(tmp_path / "plan.json")
+
+
+def test_a_planned_week_that_the_log_misses_counts_as_not_spent(reference: LoggedDataset) -> None:
+    # Such as a service that was down for a week.
+    kept = reference.week != 43
+    values = {field.name: getattr(reference, field.name) for field in fields(reference)}
+    columns = {name: value[kept] for name, value in values.items() if isinstance(value, np.ndarray)}
+    log = replace(
+        reference,
+        **columns
+        | {
+            "campaign": (columns["week"] == 44).astype(np.int64),  # a gap begins another episode
+            "truncated": columns["week"] == 42,
+            "terminated": columns["week"] == 44,
+        },
+    )
+    last = measure_spend(log, SpendPlan(1e6, {40: 9.0, 41: 1.0, 42: 2.0, 43: 30.0, 44: 4.0})).weeks[-1]
+    assert (last.week, last.planned, last.planned_total) == (44, 4.0, 37.0)

@@ -202,3 +202,9 @@ def test_a_model_that_the_log_contradicts(gap_share: float, gap_z: float, verdic
     assert ("contradicts the value model" in judgement.reason) == (abs(gap_z) > 3)
     # Beside weights a model may be wrong.
     assert judge(GOOD, uses_weights=True, model=ModelCheck(gap_share, gap_z)).verdict == "trust"
+
+
+def test_an_exact_zero_is_not_infinitely_uncertain() -> None:
+    assert check_estimate(0.0, 0.0, 0.0, np.zeros(5)).half_width_share == 0.0
+    assert check_estimate(0.0, -1.0, 1.0, np.ones(5)).half_width_share == np.inf
+    assert check_estimate(2.0, np.nan, np.nan, np.ones(5)).half_width_share == np.inf

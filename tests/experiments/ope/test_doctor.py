@@ -130,6 +130,14 @@ def test_wrong_propensities_are_found_with_the_distribution_and_without() -> Non
     assert abs(blind.offers[1].weight_z) > 6
 
 
+def test_an_offer_that_was_never_sent_does_not_make_the_others_wrong() -> None:
+    log = make_log(np.tile([0.5, 0.5, 0.0], (4000, 1)))
+    found = examine(replace(log, behaviour_probabilities=None), offers=["nothing", "coupon", "new"])
+    assert [target(found, name).verdict for name in ("no offer", "always coupon")] == ["trust", "trust"]
+    assert target(found, "always new").model_verdict == "do not use"
+    assert found.findings == ("Never sent, so nothing can be said of: new.",)
+
+
 def test_a_small_misfit_of_a_large_log_calls_for_caution_only() -> None:
     acted = make_log(np.tile([0.5, 0.5], (40_000, 1)))
     claimed = np.tile([0.512, 0.488], (40_000, 1))
@@ -138,6 +146,13 @@ def test_a_small_misfit_of_a_large_log_calls_for_caution_only() -> None:
     )
     assert any(said.startswith("Propensities do not fit") for said in found.findings)
     assert {one.model_verdict for one in found.targets} == {"caution"}
+    # The same without the whole distribution, where inverse propensities tell.
+    acted = make_log(np.tile([0.5, 0.5], (200_000, 1)))
+    share = claimed[0][acted.action]
+    blind = examine(replace(acted, propensity=share, behaviour_probabilities=None))
+    assert blind.offers[1].mean_weight == pytest.approx(0.5 / 0.488, abs=0.01)
+    assert abs(blind.offers[1].weight_z) > 6
+    assert {one.model_verdict for one in blind.targets} == {"caution"}
 
 
 def test_a_target_is_usable_if_any_estimator_is() -> None:

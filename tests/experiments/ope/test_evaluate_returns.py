@@ -80,6 +80,31 @@ def test_constant_return_has_no_spread_and_no_width(chain: Any) -> None:
         assert [result.value, result.ci_low, result.ci_high] == pytest.approx([value] * 3, abs=1e-7)
 
 
+def test_a_tail_is_judged_by_the_episodes_in_it(chain: Any) -> None:
+    log, _, _ = chain(horizon=1, noise=1.0).log(np.random.default_rng(9), 1000)
+    log = replace(log, propensity=np.full(1000, 0.5), behaviour_probabilities=None)
+    target = np.full((1000, 2), 0.5)
+    found = evaluate(log, target, levels=(0.004, 0.01, 0.5, 0.999), n_bootstrap=20)
+    verdicts = {key: result.verdict for key, result in found.items()}
+    assert {result.ess for result in found.values()} == {1000.0}
+    assert verdicts["mean", None] == verdicts["quantile", 0.5] == verdicts["CVaR", 0.999] == "trust"
+    assert verdicts["quantile", 0.01] == verdicts["CVaR", 0.01] == "caution"
+    assert verdicts["quantile", 0.004] == verdicts["CVaR", 0.004] == "do not use"
+    assert verdicts["quantile", 0.999] == "do not use"
+    assert found["CVaR", 0.01].reason.startswith("its tail holds 10.0 effective episodes")
+
+
+def test_a_target_that_nobody_acted_like_has_no_value_and_no_use(chain: Any) -> None:
+    log, target, _ = chain().log(np.random.default_rng(8), 60)
+    never = np.eye(2)[1 - log.action]
+    assert never.shape == target.shape
+    for result in evaluate(log, never).values():
+        assert np.isnan([result.value, result.ci_low, result.ci_high]).all()
+        assert (result.ess, result.verdict) == (0.0, "do not use")
+    rows = evaluate_policy(log, never, policy="never", rng=np.random.default_rng(0), n_bootstrap=20)
+    assert {row.verdict for row in rows if row.estimator != "DM"} == {"do not use"}
+
+
 def test_input_that_cannot_be_evaluated(chain: Any) -> None:
     log, target, _ = chain().log(np.random.default_rng(7), 20)
     with pytest.raises(LoggedDataError, match=r"target_probabilities has shape \(3, 2\)"):

@@ -102,6 +102,10 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(None), path)
     with pytest.raises(LoggedDataError, match="metadata is missing"):
         LoggedDataset.load(path)
+    for damaged in (b"{}", b"{x", b"3", b'{"observation_names": ["a"], "n_offers": "many"}'):
+        pq.write_table(table.replace_schema_metadata({b"couponlab.logged_dataset": damaged}), path)
+        with pytest.raises(LoggedDataError, match="its metadata is damaged"):
+            LoggedDataset.load(path)
     typed = table.set_column(table.column_names.index("mask_1"), "mask_1", pa.array([1, 0, 1, 1, 0, 1]))
     pq.write_table(typed, path)
     with pytest.raises(LoggedDataError, match="mask_1 has dtype int64, expected bool"):

@@ -89,3 +89,8 @@ def test_scores_that_tell_nothing_are_made_small() -> None:
     everything = np.ones(noise.shape, dtype=np.bool_)
     scaling = fit_scaling(noise, rng.integers(2, size=5_000), everything, intercept_ridge=0.1)
     assert scaling.temperature > 20
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_action_without_probability_has_an_infinite_loss() -> None:
+    assert log_loss(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1])) == np.inf

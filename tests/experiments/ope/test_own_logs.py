@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,23 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], Any], str]] = {
         lambda t: t.drop(columns="week").assign(timestamp=["2024-03-04", "soon", *["2024-03-04"] * 3]),
         "timestamp: row 1 is 'soon': is not a date",
     ),
+    "day or month first": (
+        lambda t: t.drop(columns="week").assign(timestamp="03/04/2024"),
+        "timestamp: row 0 is '03/04/2024': is not a date or time such as 2024-05-31",
+    ),
+    "no day at all": (
+        lambda t: t.drop(columns="week").assign(timestamp="now"),
+        "timestamp: row 0 is 'now': is not a date",
+    ),
+    "endless week": (
+        lambda t: t.assign(week=[8, 20, 1e300, 7, 7]),
+        r"week: row 2 is 1e\+300: is not a whole",
+    ),
+    "date for a number": (
+        lambda t: t.assign(reward=datetime.datetime(1980, 1, 1)),
+        r"reward: row 0 is Timestamp\(.*: is not a number",
+    ),
+    "complex number": (lambda t: t.assign(reward=1 + 2j), r"reward: row 0 is \(1\+2j\): is not a number"),
     "number for a date": (
         lambda t: t.drop(columns="week").assign(timestamp=[1, 2, 3, 4, 5]),
         "timestamp: row 0 is 1: is not a date",
@@ -357,6 +375,36 @@ def test_a_log_of_this_package_is_taken_as_it_is(tmp_path: Path) -> None:
     assert found.offers == ("no offer", "offer 1", "offer 2")
     with pytest.raises(LoggedDataError, match="its columns are known"):
         read_own_log(tmp_path / "log.parquet", LogMapping(user="Kunde"), rng=rng())
+
+
+def test_ids_of_a_log_of_this_package_may_be_any_numbers(tmp_path: Path) -> None:
+    log = from_frame(table(), rng=rng()).dataset
+    replace(log, user=log.user * 10**15 - 3, campaign=log.campaign - 7).save(tmp_path / "log.parquet")
+    found = read_own_log(tmp_path / "log.parquet", rng=rng())
+    assert same(found.dataset, log)
+    assert found.users == ("-3", "999999999999997")
+    assert found.campaigns == ("-7", "-6")
+
+
+def test_a_column_is_one_thing_and_no_outcome_is_a_feature() -> None:
+    with pytest.raises(LoggedDataError, match="cost: the column 'reward' is the reward already"):
+        from_frame(table(), LogMapping(cost="reward"), rng=rng())
+    for name, field in (("reward", "reward"), ("offer", "action"), ("cost", "cost")):
+        with pytest.raises(LoggedDataError, match=f"features: '{name}' is the {field}, which was not known"):
+            from_frame(table(), LogMapping(features=("feature_spend", name)), rng=rng())
+
+
+def test_nothing_in_a_csv_file_is_quietly_mended(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,offer,reward,reward\nann,a,1,2\nbob,b,1,2\n", "utf-8")
+    with pytest.raises(LoggedDataError, match="the column 'reward' more than once"):
+        read_own_log(path, rng=rng())
+    # pandas would take the first cell of each row for its name, and shift the others.
+    path.write_text("user,offer,reward,propensity\nann,a,1,0.5,\nbob,b,1,0.5,\n", "utf-8")
+    with pytest.raises(LoggedDataError, match="Expected 4 fields in line 2, saw 5"):
+        read_own_log(path, rng=rng())
+    path.write_text("user,offer,reward,propensity\nann,a,1,0.5\nbob,b,1,0.5\n", "utf-8-sig")
+    assert read_own_log(path, rng=rng()).users == ("ann", "bob")
 
 
 def test_mappings_as_a_command_line_gives_them() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.ope import sequential
 from experiments.ope.episode_terms import EpisodeTerms
-from experiments.ope.logged_dataset import FloatArray
+from experiments.ope.logged_dataset import FloatArray, LoggedDataError
 
 WEIGHTED: dict[str, Callable[..., EpisodeTerms]] = {
     "IPS": sequential.inverse_propensity,
@@ -287,3 +287,11 @@ def test_shapes_that_differ_are_refused() -> None:
         sequential.inverse_propensity(**(HAND | {"outcome": np.zeros(2), "ratio": np.zeros(2)}))
     with pytest.raises(ValueError, match=r"equal \[E, J\] shapes"):
         EpisodeTerms(np.zeros((3, 1)), np.zeros((3, 2)))
+
+
+def test_weights_that_no_right_propensity_gives_are_refused() -> None:
+    episode, position = np.repeat(np.arange(2), 160), np.tile(np.arange(160), 2)
+    ratio = np.where(episode == 1, 500.0, 1.0)
+    with pytest.raises(LoggedDataError, match=r"propensity: episode 1 has a weight above .* 500 \(row 160\)"):
+        sequential.cumulative_ratio(ratio, episode, position)
+    assert sequential.cumulative_ratio(ratio[:196], episode[:196], position[:196]).max() > 1e97

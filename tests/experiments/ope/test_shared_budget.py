@@ -314,6 +314,15 @@ def test_a_budget_at_the_edge_of_the_grid_is_no_longer_trusted(shop: Shop) -> No
     assert found.to_dict()["dual_price_high"] is None
 
 
+def test_a_wide_interval_is_of_no_use_however_good_the_weights(shop: Shop) -> None:
+    found = value_under_budget(replace(shop, noise=200.0).curves(seed=6, n_users=2000), 0.7, policy="σ")
+    assert found.ess > 1500
+    assert np.isfinite([found.ci_low, found.ci_high]).all()
+    assert (found.ci_high - found.ci_low) / 2 > 0.25 * abs(found.value)
+    assert found.verdict == "do not use"
+    assert "either way is its interval" in found.reason
+
+
 def test_a_target_that_nobody_acted_like(shop: Shop) -> None:
     rng = np.random.default_rng(5)
     log = shop.log(rng, 50)
