@@ -109,7 +109,8 @@ def monitor(
     reference: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="What the policy was evaluated on: a run folder or an exported policy."
+            metavar="DIR",
+            help="What the policy was evaluated on: a run folder, or policy.json beside reference.parquet.",
         ),
     ] = Path("runs/default"),
     plan: Annotated[
