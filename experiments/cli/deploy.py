@@ -128,6 +128,15 @@ def monitor(
             show_default=False,
         ),
     ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DECISIONS.parquet",
+            help="Of 'couponlab served': all that was charged, also where what followed is still open. "
+            "Default: the file of that name beside the log.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of permutations and draws.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     json_file: JsonOption = None,
@@ -144,11 +153,20 @@ def monitor(
 
         monitoring = import_module("experiments.monitor.monitor")
         spending = import_module("experiments.monitor.spend")
-        decisions, compared = monitoring.load_log(log), monitoring.Reference.load(reference)
+        logged, compared = monitoring.load_log(log), monitoring.Reference.load(reference)
         planned = spending.SpendPlan.load(plan) if plan is not None else None
         if budget is not None:
-            planned = spending.SpendPlan.of_budget(budget, decisions, compared.paced)
-        report = monitoring.monitor_log(compared, decisions, plan=planned, seed=seed, threads=threads)
+            planned = spending.SpendPlan.of_budget(budget, logged, compared.paced)
+        beside = log.with_name("decisions.parquet")
+        source = decisions or (beside if beside.is_file() and beside != log else None)
+        report = monitoring.monitor_log(
+            compared,
+            logged,
+            plan=planned,
+            charges=None if source is None else spending.Charges.load(source),
+            seed=seed,
+            threads=threads,
+        )
         import_module("experiments.monitor.tables").show_report(setup.make_console(), report)
         if json_file is not None:
             write_json(json_file, to_json(report.to_dict()))

@@ -12,7 +12,7 @@ from experiments.monitor.costs import CostCalibration, measure_costs
 from experiments.monitor.drift import Drift, measure_drift
 from experiments.monitor.findings import EXIT_CODES, Finding, Level, MonitorError, worst
 from experiments.monitor.propensities import PropensityReport, measure_propensities
-from experiments.monitor.spend import PacedBudget, SpendPlan, SpendReport, measure_spend
+from experiments.monitor.spend import Charges, PacedBudget, SpendPlan, SpendReport, measure_spend
 from experiments.ope.logged_dataset import LoggedDataError, LoggedDataset
 
 SETTINGS_FILE = "policy.json"
@@ -164,6 +164,7 @@ def monitor_log(
     log: LoggedDataset,
     *,
     plan: SpendPlan | None = None,
+    charges: Charges | None = None,
     seed: int = 0,
     threads: int = 1,
 ) -> MonitorReport:
@@ -173,6 +174,8 @@ def monitor_log(
         reference: what the policy was evaluated on.
         log: decisions since, with their outcomes.
         plan: what was to be spent.
+        charges: all that was charged, where the log leaves decisions out whose outcome is still open; the
+            log's own if None.
         seed: of permutations, draws and resamples: the same logs give the same report.
         threads: CPU threads of the classifier.
 
@@ -194,7 +197,7 @@ def monitor_log(
         steps=log.n_steps,
         users=len(set(log.user.tolist())),
         weeks=(int(log.week.min()), int(log.week.max())),
-        spend=measure_spend(log, plan) if plan is not None else None,
+        spend=None if plan is None else measure_spend(charges or Charges.of_log(log), plan),
         drift=measure_drift(old, log, seed=seed, threads=threads),
         costs=measure_costs(log, reference.offers),
         propensities=measure_propensities(

@@ -11,6 +11,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from experiments.monitor.findings import Finding, Level, MonitorError, worst
 from experiments.ope.logged_dataset import LoggedDataset
@@ -198,8 +201,49 @@ class SpendReport:
         return worst([finding.level for finding in self.findings()])
 
 
-def measure_spend(log: LoggedDataset, plan: SpendPlan) -> SpendReport:
-    """Compare a log's spend with a plan.
+@dataclass(frozen=True, eq=False)
+class Charges:
+    """What was charged to the budget, decision by decision; N of them.
+
+    Attributes:
+        user: [N] whose, numbers or pseudonyms.
+        week: [N] int64, of the log.
+        cost: [N] float64, log's currency.
+    """
+
+    user: npt.NDArray[Any]
+    week: npt.NDArray[np.int64]
+    cost: npt.NDArray[np.float64]
+
+    @classmethod
+    def of_log(cls, log: LoggedDataset) -> Charges:
+        """Take them from a log: of decisions whose outcome is known."""
+        return cls(log.user, log.week, log.cost)
+
+    @classmethod
+    def load(cls, path: Path) -> Charges:
+        """Read the service's ``decisions.parquet``: all decisions, also those whose outcome is still open.
+
+        Raises:
+            MonitorError: naming the file and what is wrong with it.
+        """
+        try:
+            table = pq.read_table(path, columns=["user", "week", "cost"])
+        except (OSError, pa.ArrowException) as error:
+            raise MonitorError(f"decisions {path}: {error}") from error
+        columns = [table[name].to_numpy() for name in ("user", "week", "cost")]
+        missing = set(table.schema.names) ^ {"user", "week", "cost"}
+        if missing or not len(columns[0]):
+            raise MonitorError(f"decisions {path}: no decisions, or no column {', '.join(sorted(missing))}")
+        cost = columns[2].astype(np.float64)
+        if not np.isfinite(cost).all():
+            row = int((~np.isfinite(cost)).argmax())
+            raise MonitorError(f"decisions {path}: cost in row {row} is {cost[row]}")
+        return cls(columns[0], columns[1].astype(np.int64), cost)
+
+
+def measure_spend(charges: Charges, plan: SpendPlan) -> SpendReport:
+    """Compare what was charged with a plan.
 
     At a given path of dual prices users spend independently of one another, so that the variance of the total
     is the sum over users of what they spent so far, around the mean user. A week is off where the total is
@@ -208,23 +252,23 @@ def measure_spend(log: LoggedDataset, plan: SpendPlan) -> SpendReport:
     Raises:
         MonitorError: the plan misses a week of the log.
     """
-    weeks = np.unique(log.week)
+    weeks = np.unique(charges.week)
     unplanned = [int(week) for week in weeks if int(week) not in plan.by_week]
     if unplanned:
         raise MonitorError(
             f"the plan has no spend for week {unplanned[0]} of the log; it has weeks "
             f"{min(plan.by_week)}-{max(plan.by_week)}"
         )
-    users, user = np.unique(log.user, return_inverse=True)
+    users, user = np.unique(charges.user, return_inverse=True)
     by_user = np.zeros(len(users))
     total = planned_total = 0.0
     previous = int(weeks[0]) - 1
     half_width = NormalDist().inv_cdf(0.5 + BAND / 2.0)
     rows = []
     for week in weeks.tolist():
-        here = log.week == week
-        by_user += np.bincount(user[here], weights=log.cost[here], minlength=len(users))
-        spent = float(log.cost[here].sum())
+        here = charges.week == week
+        by_user += np.bincount(user[here], weights=charges.cost[here], minlength=len(users))
+        spent = float(charges.cost[here].sum())
         # Weeks that the log lacks were planned all the same: nothing was sent in them.
         planned_total += sum(plan.by_week.get(k, 0.0) for k in range(previous + 1, week + 1))
         total, previous = total + spent, week

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import norm
 
 from experiments.monitor.findings import Level, MonitorError
-from experiments.monitor.spend import PacedBudget, SpendPlan, measure_spend
+from experiments.monitor.spend import Charges, PacedBudget, SpendPlan, measure_spend
 from experiments.ope.logged_dataset import LoggedDataset
 
 
@@ -23,7 +25,7 @@ def planned(log: LoggedDataset, share: float = 1.0, budget: float = 1e6) -> Spen
 
 
 def test_totals_band_and_levels_by_hand(reference: LoggedDataset) -> None:
-    report = measure_spend(reference, planned(reference))
+    report = measure_spend(Charges.of_log(reference), planned(reference))
     by_user = reference.cost.reshape(300, 4)
     last = report.weeks[-1]
     assert [row.week for row in report.weeks] == [41, 42, 43, 44]
@@ -50,14 +52,14 @@ def test_totals_band_and_levels_by_hand(reference: LoggedDataset) -> None:
 )
 def test_being_off_the_plan(world: Callable[..., Any], share: float, level: Level) -> None:
     log = world(n_users=3000).log(1)
-    report = measure_spend(log, planned(log, share))
+    report = measure_spend(Charges.of_log(log), planned(log, share))
     assert report.findings()[1].level is level
     assert report.findings()[0].level is Level.OK
 
 
 def test_what_chance_may_do_is_no_finding(world: Callable[..., Any]) -> None:
     log = world(n_users=12).log(1)
-    report = measure_spend(log, planned(log, 0.8))
+    report = measure_spend(Charges.of_log(log), planned(log, 0.8))
     last = report.weeks[-1]
     assert last.low < last.total < last.high
     assert report.level is Level.OK
@@ -65,15 +67,21 @@ def test_what_chance_may_do_is_no_finding(world: Callable[..., Any]) -> None:
 
 def test_more_than_the_budget_is_an_alarm_and_a_rounding_is_not(reference: LoggedDataset) -> None:
     total = float(reference.cost.sum())
-    assert measure_spend(reference, planned(reference, budget=0.999 * total)).level is Level.ALARM
-    assert measure_spend(reference, planned(reference, budget=total * (1 - 1e-9))).level is Level.OK
+    assert (
+        measure_spend(Charges.of_log(reference), planned(reference, budget=0.999 * total)).level
+        is Level.ALARM
+    )
+    assert (
+        measure_spend(Charges.of_log(reference), planned(reference, budget=total * (1 - 1e-9))).level
+        is Level.OK
+    )
 
 
 def test_a_budget_alone_is_spread_to_the_campaigns_end(world: Callable[..., Any]) -> None:
     log = world(weeks=2, campaign_weeks=5).log(0)
     plan = SpendPlan.of_budget(100.0, log)
     assert plan.by_week == {week: 20.0 for week in range(41, 46)}
-    assert [row.planned_total for row in measure_spend(log, plan).weeks] == [20.0, 40.0]
+    assert [row.planned_total for row in measure_spend(Charges.of_log(log), plan).weeks] == [20.0, 40.0]
     names = tuple(name.replace("weeks_left", "w") for name in log.observation_names)
     with pytest.raises(MonitorError, match="no column 'weeks_left'"):
         SpendPlan.of_budget(100.0, replace(log, observation_names=names))
@@ -101,12 +109,12 @@ def test_an_exported_plan_is_taken_in_proportion(world: Callable[..., Any]) -> N
 
 def test_a_week_that_nobody_planned_is_refused(reference: LoggedDataset) -> None:
     with pytest.raises(MonitorError, match="no spend for week 43 of the log; it has weeks 41-42"):
-        measure_spend(reference, SpendPlan(9.0, {41: 1.0, 42: 1.0}))
+        measure_spend(Charges.of_log(reference), SpendPlan(9.0, {41: 1.0, 42: 1.0}))
 
 
 def test_a_week_with_nothing_planned_alarms_on_any_real_spend(reference: LoggedDataset) -> None:
     plan = SpendPlan(1e6, dict.fromkeys(range(41, 45), 0.0))
-    assert measure_spend(reference, plan).findings()[1].level is Level.ALARM
+    assert measure_spend(Charges.of_log(reference), plan).findings()[1].level is Level.ALARM
 
 
 def test_plan_file(tmp_path: Path) -> None:
@@ -161,5 +169,37 @@ def test_a_planned_week_that_the_log_misses_counts_as_not_spent(reference: Logge
             "terminated": columns["week"] == 44,
         },
     )
-    last = measure_spend(log, SpendPlan(1e6, {40: 9.0, 41: 1.0, 42: 2.0, 43: 30.0, 44: 4.0})).weeks[-1]
+    last = measure_spend(
+        Charges.of_log(log), SpendPlan(1e6, {40: 9.0, 41: 1.0, 42: 2.0, 43: 30.0, 44: 4.0})
+    ).weeks[-1]
     assert (last.week, last.planned, last.planned_total) == (44, 4.0, 37.0)
+
+
+def test_charges_of_decisions_whose_outcome_is_open_count(reference: LoggedDataset, tmp_path: Path) -> None:
+    plan = planned(reference)
+    known = Charges(reference.user[::2], reference.week[::2], reference.cost[::2])
+    assert measure_spend(known, plan).level is Level.ALARM
+    table = pa.table(
+        {
+            "user": [f"u{user}" for user in reference.user],
+            "week": reference.week,
+            "cost": reference.cost,
+            "offer": reference.action,
+        }
+    )
+    pq.write_table(table, tmp_path / "decisions.parquet")
+    every = measure_spend(Charges.load(tmp_path / "decisions.parquet"), plan)
+    assert every.level is Level.OK
+    assert every.total == pytest.approx(float(reference.cost.sum()))
+
+
+def test_a_file_that_holds_no_charges_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.parquet"
+    with pytest.raises(MonitorError, match=r"decisions .*decisions\.parquet"):
+        Charges.load(path)
+    pq.write_table(pa.table({"user": ["a"], "week": [3], "cost": [float("nan")]}), path)
+    with pytest.raises(MonitorError, match=r"cost in row 0 is nan"):
+        Charges.load(path)
+    pq.write_table(pa.table({"user": ["a"], "week": [3]}), path)
+    with pytest.raises(MonitorError, match="cost"):
+        Charges.load(path)
