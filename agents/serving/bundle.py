@@ -63,7 +63,7 @@ class Bundle:
         files = {}
         for name, expected in hashes.items():
             path = folder / name
-            if Path(name).name != name:
+            if Path(name).name != name or "\0" in name:
                 raise BundleError(f"{manifest} lists {name!r}, which is not a file of its folder")
             content = _read(path, f"{path} is missing")
             if hashlib.sha256(content).hexdigest() != expected:
@@ -79,7 +79,7 @@ class Bundle:
         """
         try:
             content = json.loads(self.files[name])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.folder / name} is not readable: {error}") from error
         if not isinstance(content, dict):
             raise BundleError(f"{self.folder / name} holds no JSON object")
@@ -89,7 +89,7 @@ class Bundle:
 def _hashes(manifest: Path, raw: bytes) -> dict[str, str]:
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{manifest} is not readable: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

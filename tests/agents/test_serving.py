@@ -200,6 +200,7 @@ def test_any_change_of_the_manifest_is_refused_or_harmless(copied: Copy, place: 
         '{"schema_version": 2, "sha256": ["policy.onnx", "policy.json"]}',
         '{"schema_version": 2, "sha256": {}}',
         "\x00",
+        "[" * 100_000,
     ],
 )
 def test_a_manifest_that_is_none_is_refused(copied: Copy, content: str) -> None:
@@ -223,11 +224,12 @@ def test_another_schema_version_is_refused(copied: Copy) -> None:
         CouponPolicy.load(folder)
 
 
-def test_a_manifest_cannot_point_outside_its_folder(copied: Copy) -> None:
+@pytest.mark.parametrize("name", ["../outside", "policy\0.onnx", "/etc/hosts"])
+def test_a_manifest_cannot_point_outside_its_folder(copied: Copy, name: str) -> None:
     folder = copied()
     (folder.parent / "outside").write_text("x")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"]["../outside"] = "0" * 64
+    manifest["sha256"][name] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="not a file of its folder"):
         CouponPolicy.load(folder)
