@@ -6,6 +6,7 @@ Every figure is taken from the run's results; nothing is reckoned here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agents.offer_network import LearnedPolicy
@@ -81,7 +82,7 @@ def _data(data: Row) -> str:
     lines = [
         "## Data",
         "",
-        f"- Source: {data['origin']} (sha256 {data['content_hash']})",
+        f"- Source: {_source(data['origin'])} (sha256 {data['content_hash']})",
         f"- {data['n_users']:,} users, {data['n_weeks']} weeks read, {data['n_categories']} categories",
         f"- Weeks: trained up to {trained}, tuned on {trained + 1}-{tuned}, reported on "
         f"{tuned + 1}-{reported}; the log's last {LOCKED_WEEKS} are locked and were read by nothing",
@@ -210,3 +211,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _source(origin: str) -> str:
+    """Return where the logs come from; of a folder its name only, for a card travels and a path does not."""
+    return Path(origin).name if Path(origin).is_absolute() else origin

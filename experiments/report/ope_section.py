@@ -154,4 +154,4 @@ def _ope_table(found: Sequence[Row], money: Currency) -> Table:
         *(Column(title, words=True) for title in ("verdict", "why")),
     ]
     caption = f"Estimates per user and campaign, in {money.unit}. ESS: effective sample size, in episodes."
-    return Table("ope", caption, columns, rows)
+    return Table("ope", caption, columns, rows, folded=len(rows) > 24)

@@ -135,3 +135,11 @@ def test_signing_keys(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"short")
     with pytest.raises(StageError, match="neither 32 raw bytes nor their hexadecimal digits"):
         export.signing_key()
+
+
+def test_the_card_names_a_folder_of_logs_without_its_path() -> None:
+    found = results()
+    found["data"]["origin"] = "/home/ann/shop-logs"
+    card = model_card(found, demo_market(n_users=2), seed=7)
+    assert "- Source: shop-logs (sha256 abc)" in card
+    assert "ann" not in card.split("## Data")[1].split("##")[0]
