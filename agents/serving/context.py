@@ -25,6 +25,10 @@ TRENDS = (-10.0, 10.0)
 """Logarithms of ratios of rates; those of logs are cut far within."""
 
 
+MOST_PRESSURE = 100.0
+"""Far above any plan's: with a campaign of W weeks and coupons of w, pressure stays below W / w."""
+
+
 @dataclass(frozen=True)
 class Promotion:
     """What is known of a week's mass promotion, by category; what is not given stays as the bundle has it.
@@ -55,7 +59,7 @@ class Context:
         budget_per_user: of the whole campaign, log's currency: sets the price by the plan.
         left_per_user: money not spent yet, instead: sets it by what is left.
         dual_price: λ > 0, margin that a unit of budget must bring; goes before both.
-        pressure: share of λ that comes from all weeks alike, in [0, 1]; None for the plan's.
+        pressure: share of λ that comes from all weeks alike; above 1 where reserve is short. None for the plan's.
         available: money of the whole budget that can still be committed; None for no cap.
         promotion: of the week.
         query: what the user is looking for, or a message's theme, in words; message texts look at it.
@@ -147,8 +151,9 @@ def _prices(context: Context, settings: PolicySettings, weeks_left: int) -> tupl
         raise DecisionInputError(f"the dual price must be in [{low:g}, {high:g}], got {price}")
     if context.pressure is not None:
         pressure = context.pressure
-    if not 0 <= pressure <= 1:
-        raise DecisionInputError(f"pressure must be in [0, 1], got {pressure}")
+    # Above 1 in weeks short of reserve: agents.dual_prices.surcharged.
+    if not 0 <= pressure <= MOST_PRESSURE:
+        raise DecisionInputError(f"pressure must be in [0, {MOST_PRESSURE:g}], got {pressure}")
     return price, pressure
 
 

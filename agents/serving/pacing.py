@@ -26,7 +26,7 @@ class PlannedWeek:
     Attributes:
         planned_spend: a user, log's currency.
         dual_price: λ, margin that a unit of budget must bring.
-        pressure: share of it that comes from all weeks alike, in [0, 1].
+        pressure: share of it that comes from all weeks alike; above 1 where reserve is short.
     """
 
     planned_spend: float

@@ -104,7 +104,7 @@ def test_money_left_is_counted_in_whole_ticks(policy: CouponPolicy) -> None:
         (Context(week=5, weeks_left=6), "weeks_left must be in 1..5"),
         (Context(week=5, dual_price=0.0), r"the dual price must be in \[1e-08, 1e\+08\], got 0.0"),
         (Context(week=5, dual_price=math.inf), "the dual price must be in .*, got inf"),
-        (Context(week=5, pressure=1.5), r"pressure must be in \[0, 1\], got 1.5"),
+        (Context(week=5, pressure=-0.5), r"pressure must be in \[0, 100\], got -0.5"),
         (Context(week=5, budget_per_user=-1.0), "budget_per_user must be above 0"),
         (
             Context(week=5, budget_per_user=1.0, left_per_user=1.0),

@@ -34,7 +34,7 @@ CHANGES: list[tuple[tuple[Any, ...], Any, str]] = [
     (("offers", 1, "depth"), float("nan"), r"offers\[1\].depth must be finite, not nan"),
     (("offers", 1, "colour"), "red", r"offers\[1\] has an unknown key 'colour'"),
     (("pacing", 0, "weeks", 0, "dual_price"), 0, r"pacing\[0\].weeks\[0\].dual_price must be above 0, not 0"),
-    (("pacing", 0, "weeks", 0, "pressure"), 1.01, "pressure must be at most 1, not 1.01"),
+    (("pacing", 0, "weeks", 0, "pressure"), 101, "pressure must be at most 100, not 101"),
     (("frequency_cap",), 3, "frequency_cap must be of type object or null, not 3"),
     (("observation", 0), 3, r"observation\[0\] must be of type string, not 3"),
 ]
@@ -58,6 +58,12 @@ def test_what_is_missing_is_named(exported: Exported) -> None:
         del part[name]
         with pytest.raises(ValueError, match=f"policy.json lacks '{name}'"):
             check(part, policy_schema(), "policy.json")
+
+
+def test_weeks_short_of_reserve_have_a_pressure_above_one(exported: Exported) -> None:
+    content = json.loads((exported.folder / "policy.json").read_text())
+    content["pacing"][0]["weeks"][0]["pressure"] = 1.7
+    check(content, policy_schema(), "policy.json")
 
 
 def test_no_cap_is_null(exported: Exported) -> None:
