@@ -59,7 +59,8 @@ class Context:
         budget_per_user: of the whole campaign, log's currency: sets the price by the plan.
         left_per_user: money not spent yet, instead: sets it by what is left.
         dual_price: λ > 0, margin that a unit of budget must bring; goes before both.
-        pressure: share of λ that comes from all weeks alike; above 1 where reserve is short. None for the plan's.
+        pressure: share of λ that comes from all weeks alike, above 1 where reserve is short;
+            None for the plan's.
         available: money of the whole budget that can still be committed; None for no cap.
         promotion: of the week.
         query: what the user is looking for, or a message's theme, in words; message texts look at it.
