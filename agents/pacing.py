@@ -78,7 +78,7 @@ class WeekPrices:
 
     Attributes:
         spend: λ, margin that a unit spent must bring.
-        pressure: in [0, 1], as in :meth:`envs.observation.Prediction.reserve`.
+        pressure: >= 0, above 1 in weeks short of reserve; as in :meth:`envs.observation.Prediction.reserve`.
     """
 
     spend: float

@@ -27,7 +27,7 @@ class StateRows:
         deal_depth: [n, R] float32.
         deal_weeks_ago: [n, R] float32.
         embedding: [n, d] float32.
-        price: [n, 2] float32: dual price λ > 0 and its pressure in [0, 1].
+        price: [n, 2] float32: dual price λ > 0 and its pressure >= 0.
         calendar: [len(CALENDAR_ROWS), C] float32, the week's mass promotion and trends.
         week: [len(WEEK_COLUMNS)] float32; weeks left in the campaign, this one included, are at least 1.
         available: [1] int64 ticks of the budget that can still be committed.

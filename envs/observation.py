@@ -71,7 +71,7 @@ class Prediction:
         much as the spent one where it is still reserved then, and nothing where it is free again.
 
         Args:
-            pressure: share of the dual price that comes from all weeks alike, in [0, 1]; one or [n, 1].
+            pressure: share of the dual price that comes from all weeks alike, >= 0; one or [n, 1].
         """
         return pressure * self.reserved + (1.0 - pressure) * self.at_end
 
@@ -304,7 +304,7 @@ def observe(
         embedding: [n, d].
         mask: [n, K] bool, offers that may be sent.
         dual_price: [n] λ > 0: margin that a unit of budget must bring.
-        pressure: in [0, 1], one or [n]; see :meth:`Prediction.reserve`.
+        pressure: >= 0, one or [n]; see :meth:`Prediction.reserve`.
     """
     context = prediction.context.clone()
     context[:, LOG_DUAL_PRICE] = torch.log(dual_price)
