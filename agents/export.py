@@ -116,7 +116,8 @@ def _trace(
         with_rows: the inputs that have one.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with _quiet("torch.onnx"):
+    # Without gradients the networks are made of plain operations.
+    with _quiet("torch.onnx"), torch.no_grad():
         torch.onnx.export(
             module.eval(),
             arguments,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.offer_head import offer_head
 from envs.observation import LOG_DUAL_PRICE, ObservationLayout
 from envs.offers import OfferTensors
 
@@ -133,12 +134,16 @@ class OfferNetwork(nn.Module):
             for name in ("cost", "reserve")
         )
         # Money spans orders of magnitude; the inverse sine keeps it in reach of tanh, and its sign.
-        money = [inverse_sinh(value) for value in (uplift - cost - reserve, uplift, cost, reserve)]
-        dynamic = torch.stack(money, dim=2)
-        static = self.static.expand(observation.shape[0], -1, -1)
-        hidden = self.actor_context(self.context(observation))[:, None, :]
-        hidden = torch.tanh(hidden + self.actor_offer(torch.cat([dynamic, static], dim=2)))
-        term, worth, charge = self.actor_score(hidden).unbind(dim=2)
+        money = inverse_sinh(torch.stack([uplift - cost - reserve, uplift, cost, reserve], dim=2))
+        features = torch.cat([money, self.static.expand(observation.shape[0], -1, -1)], dim=2)
+        scores = offer_head(
+            self.actor_context(self.context(observation)),
+            features,
+            self.actor_offer.weight,
+            self.actor_score.weight,
+            self.actor_score.bias,
+        )
+        term, worth, charge = scores.unbind(dim=2)
         worth, charge = (torch.exp(MOST_FACTOR * torch.tanh(value)) for value in (worth, charge))
         net = (uplift * worth - (cost + reserve) * charge).clamp(-20.0, 20.0)
         logits: torch.Tensor = self.sharpness * net + term

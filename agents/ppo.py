@@ -91,6 +91,38 @@ class OfferActorCritic(MaskableActorCriticPolicy):
         self.action_net = nn.Identity()
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5)
 
+    def evaluate_actions(
+        self, obs: torch.Tensor, actions: torch.Tensor, action_masks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return values [n, 1], log probabilities [n] and entropies [n] of actions taken.
+
+        Who could be sent nothing chose with probability 1 whatever the scores are, and teaches the actor
+        nothing: his offers are not scored.
+
+        Args:
+            obs: [n, o] observations.
+            actions: [n] int64 offers.
+            action_masks: [n, K] as numbers or bool, what could be sent; None if everything.
+        """
+        network: OfferNetwork = self.mlp_extractor  # type: ignore[assignment]
+        values = self.value_net(network.forward_critic(obs))
+        if action_masks is None:
+            mask = torch.ones(len(obs), network.shape.n_offers, dtype=torch.bool, device=obs.device)
+        else:
+            mask = action_masks.bool().view(len(obs), -1)
+        choosing = (mask.sum(dim=1) > 1).nonzero()[:, 0]
+        allowed = mask[choosing]
+        scores = torch.where(allowed, network.forward_actor(obs[choosing]), -torch.inf)
+        log_share = torch.log_softmax(scores, dim=1)
+        log_chosen = log_share.gather(1, actions[choosing, None])[:, 0]
+        finite = torch.where(allowed, log_share, 0.0)
+        nobody = obs.new_zeros(len(obs))
+        return (
+            values,
+            nobody.index_put((choosing,), log_chosen),
+            nobody.index_put((choosing,), -(torch.exp(finite) * allowed * finite).sum(dim=1)),
+        )
+
 
 def train_ppo(
     env: TrainingMarket,

@@ -30,7 +30,7 @@ def _execute(choices: Choices, until: str | None) -> None:
     with clear_errors(choices.resume_command()):
         request = setup.make_request(choices, until)
         from experiments.pipeline import run_pipeline
-        from experiments.threads import keep_freed_memory
+        from experiments.threads import flushed_denormals, keep_freed_memory
 
         keep_freed_memory()
         request = replace(request, device=setup.choose_device(choices.device, request.threads))
@@ -41,7 +41,8 @@ def _execute(choices: Choices, until: str | None) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        results = run_pipeline(setup.all_stages(), request, console)
+        with flushed_denormals():
+            results = run_pipeline(setup.all_stages(), request, console)
         show_results(console, results, request.out)
 
 

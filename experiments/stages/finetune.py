@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from encoders.basket import set_basket_loadings
 from encoders.basket_ties import set_basket_ties
 from encoders.bert import EnsembleEncoder, TextEncoder, load_pretraining_model, special_token_id, tokenize
 from encoders.calibration import calibrate, calibrate_amounts, fit_redemption
-from encoders.checkpoint import load_checkpoint, save_checkpoint
 from encoders.embedding import embed_tokens
+from encoders.embedding_cache import EmbeddingCache
 from encoders.finetuning import FineTuningConfig, FineTuningReport, fine_tune
 from encoders.habits import HabitReader
 from encoders.heads_fit import HeadPriors, fit_heads
@@ -97,11 +98,16 @@ def run(ctx: StageContext) -> dict[str, Any]:
         rows = _train_weeks(panel, starts, no_embeddings, labelled)
         fit_heads(without_text, data, rows, advance=bar.advance)
 
-    encoder, heads, reports = _ensemble(ctx, data, texts, tokenizer, labelled)
-    embeddings = _embed(ctx, encoder, texts, special_token_id(tokenizer, "[PAD]"), panel.n_users)
-    with ctx.progress("fitting the heads on the embeddings", SWEEPS) as bar:
-        rows = _train_weeks(panel, starts, embeddings, labelled)
-        priors = fit_heads(heads, data, rows, advance=bar.advance)
+    # Most texts are read more than once: before fine-tuning and after it, by an encoder that may be the same.
+    cache = EmbeddingCache(ctx.checkpoint / "embeddings")
+    probe, encoder, heads, reports = _ensemble(ctx, data, texts, tokenizer, labelled, cache)
+    embeddings = _embed(ctx, encoder, texts, special_token_id(tokenizer, "[PAD]"), panel.n_users, cache)
+    rows = _train_weeks(panel, starts, embeddings, labelled)
+    if probe.is_of(heads, rows):
+        heads, priors = probe.heads, probe.priors
+    else:
+        with ctx.progress("fitting the heads on the embeddings", SWEEPS) as bar:
+            priors = fit_heads(heads, data, rows, advance=bar.advance)
     _finish(heads, data, starts, embeddings, redemptions, labelled)
     _finish(without_text, data, starts, no_embeddings, redemptions, labelled)
 
@@ -157,8 +163,9 @@ def _ensemble(
     texts: _Texts,
     tokenizer: Tokenizer,
     labelled: torch.Tensor,
-) -> tuple[EnsembleEncoder, ResponseHeads, list[list[FineTuningReport]]]:
-    """Fine-tune the members one by one; the heads returned are to read them side by side."""
+    cache: EmbeddingCache,
+) -> tuple[_Probe, EnsembleEncoder, ResponseHeads, list[list[FineTuningReport]]]:
+    """Fine-tune the members one by one; the heads returned, not fitted yet, are to read them side by side."""
     settings, width = ctx.config.finetune, ctx.config.encoder.embedding
     category_tokens = tokenize(tokenizer, category_texts(data.panel), ctx.config.text.max_tokens)
     users = labelled.nonzero()[:, 0]
@@ -178,11 +185,11 @@ def _ensemble(
         max_texts=settings.max_texts,
     )
     n_batches = settings.epochs * -(-config.texts_in_epoch(len(train)) // settings.batch_size)
-    probe = _probe(ctx, data, _pretrained(ctx, data.panel.n_categories)[0], batches, labelled)
+    probe = _probe(ctx, data, _pretrained(ctx, data.panel.n_categories)[0], batches, labelled, cache)
     members, matches, reports = [], [], []
     for number in range(1, settings.ensemble + 1):
         member, reader = _pretrained(ctx, data.panel.n_categories)
-        heads = copy.deepcopy(probe)
+        heads = copy.deepcopy(probe.heads)
         with ctx.progress(f"fine-tuning BERT {number} of {settings.ensemble}", n_batches) as bar:
             reports.append(
                 fine_tune(
@@ -195,6 +202,7 @@ def _ensemble(
                     device=ctx.device,
                     seed=ctx.seed_for(f"fine-tuning {number}"),
                     checkpoint=ctx.checkpoint / f"finetuning-{number}.pt",
+                    cache=cache,
                     on_step=lambda loss, bar=bar: bar.advance(loss=loss),  # type: ignore[misc]
                 )
             )
@@ -202,7 +210,7 @@ def _ensemble(
         matches.append(heads.category_match)
     joined = _new_heads(data, width * settings.ensemble)
     joined.category_match.copy_(torch.cat(matches, dim=1))
-    return EnsembleEncoder(members), joined, reports
+    return probe, EnsembleEncoder(members), joined, reports
 
 
 def _pretrained(ctx: StageContext, n_categories: int) -> tuple[TextEncoder, HabitReader]:
@@ -215,44 +223,75 @@ def _pretrained(ctx: StageContext, n_categories: int) -> tuple[TextEncoder, Habi
     return encoder, reader
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """Heads fitted on the embeddings as they are before fine-tuning.
+
+    Attributes:
+        heads: fitted; what they share with no embedding, and calibration, as they were.
+        priors: fitted along.
+        rows: that they were fitted on.
+    """
+
+    heads: ResponseHeads
+    priors: HeadPriors
+    rows: UserWeeks
+
+    def is_of(self, heads: ResponseHeads, rows: UserWeeks) -> bool:
+        """Return whether fitting new heads on these rows would be the same fit over again.
+
+        Args:
+            heads: not fitted yet.
+            rows: user-weeks of all labelled users.
+        """
+        # Where no epoch of fine-tuning is better than none, the encoder is what it was.
+        return torch.equal(self.heads.category_match, heads.category_match) and torch.equal(
+            self.rows.embedding, rows.embedding
+        )
+
+
 def _probe(
     ctx: StageContext,
     data: ResponseData,
     encoder: TextEncoder,
     batches: TextBatches,
     labelled: torch.Tensor,
-) -> ResponseHeads:
+    cache: EmbeddingCache,
+) -> _Probe:
     """Heads fitted on the embeddings as they are before fine-tuning."""
     heads = _new_heads(data, ctx.config.encoder.embedding)
     texts = batches.texts
     encoder.to(ctx.device)
     with ctx.progress("fitting the heads on pretrained embeddings", SWEEPS) as bar:
-        embedded = embed_tokens(
-            encoder, texts.tokens, padding_id=batches.padding_id, device=ctx.device, precision="fp32"
-        )
-        match = embed_tokens(
-            encoder,
-            batches.category_tokens,
-            padding_id=batches.padding_id,
-            device=ctx.device,
-            precision="fp32",
+        embedded, match = (
+            embed_tokens(
+                encoder,
+                tokens,
+                padding_id=batches.padding_id,
+                device=ctx.device,
+                precision="fp32",
+                cache=cache,
+            )
+            for tokens in (texts.tokens, batches.category_tokens)
         )
         heads.category_match.copy_(match)
         starts = sorted(set(texts.first_week.tolist()))
         table = torch.zeros(len(starts), data.panel.n_users, heads.embedding)
         table[torch.searchsorted(torch.tensor(starts), texts.first_week), texts.user] = embedded
-        fit_heads(heads, data, _train_weeks(data.panel, starts, table, labelled), advance=bar.advance)
-    return heads
+        rows = _train_weeks(data.panel, starts, table, labelled)
+        priors = fit_heads(heads, data, rows, advance=bar.advance)
+    return _Probe(heads, priors, rows)
 
 
 def _embed(
-    ctx: StageContext, encoder: EnsembleEncoder, texts: _Texts, padding_id: int, n_users: int
+    ctx: StageContext,
+    encoder: EnsembleEncoder,
+    texts: _Texts,
+    padding_id: int,
+    n_users: int,
+    cache: EmbeddingCache,
 ) -> torch.Tensor:
-    """Embed all texts, [A, n, d]; kept as a checkpoint, since it takes longer than the fits after it."""
-    kept = load_checkpoint(ctx.checkpoint / "embeddings.pt")
-    if kept is not None:
-        stored: torch.Tensor = kept["embeddings"]
-        return stored
+    """Embed all texts, [A, n, d]."""
     tokens = [*texts.train.tokens, *texts.tune.tokens, *texts.report.tokens]
     parts: list[torch.Tensor] = []
     with ctx.progress("embedding user texts", len(tokens) * encoder.n_members) as bar:
@@ -265,14 +304,13 @@ def _embed(
                     padding_id=padding_id,
                     device=ctx.device,
                     precision=ctx.config.encoder.precision,  # type: ignore[arg-type]
+                    cache=cache,
                     advance=bar.advance,
                 )
             )
             member.cpu()
     flat = torch.cat(parts, dim=1)
-    embeddings = flat.reshape(-1, n_users, flat.shape[1])
-    save_checkpoint(ctx.checkpoint / "embeddings.pt", {"embeddings": embeddings})
-    return embeddings
+    return flat.reshape(-1, n_users, flat.shape[1])
 
 
 def _redemptions(ctx: StageContext, panel: Panel) -> Redemptions:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from agents.offer_network import OfferNetwork
+from agents.offer_network import OfferNetwork, OfferNetworkShape
 from agents.pacing import PriceRange
-from agents.ppo import PPOConfig, RolloutReport, train_ppo
+from agents.ppo import OfferActorCritic, PPOConfig, RolloutReport, train_ppo
 from agents.training_market import TrainingMarket
 from agents.visit_value import VisitValue
 from encoders.checkpoint import load_checkpoint
@@ -193,3 +194,45 @@ def test_training_moves_the_network_and_leaves_its_scaling_alone(tmp_path: Path)
     fresh.set_scale(torch.from_numpy(env.reset()), market().offers)
     for name, buffer in fresh.named_buffers():
         assert torch.equal(buffer, dict(network.named_buffers())[name])
+
+
+def test_actions_are_evaluated_as_the_library_does_it() -> None:
+    """Also with users who had no choice, and with none who had one."""
+    torch.manual_seed(3)
+    shape = OfferNetworkShape(3, 5, 8)
+    width = shape.layout.width
+    policy = OfferActorCritic(
+        gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32),
+        gymnasium.spaces.Discrete(5),
+        lambda _: 1e-3,
+        shape=shape,
+    )
+    network = policy.mlp_extractor
+    assert isinstance(network, OfferNetwork)
+    with torch.no_grad():
+        network.actor_score.weight.normal_()
+    observation = torch.randn(12, width)
+    mask = torch.rand(12, 5) < 0.5
+    mask[:, 0] = True
+    mask[:4, 1:] = False
+    mask[4:, 1] = True
+    actions = torch.multinomial(mask.float(), 1)[:, 0]
+    for rows in (slice(0, 12), slice(0, 4), slice(4, 12)):
+        gradients = []
+        found = []
+        for evaluate in (policy.evaluate_actions, super(OfferActorCritic, policy).evaluate_actions):
+            policy.zero_grad(set_to_none=False)
+            values, log_prob, entropy = evaluate(observation[rows], actions[rows], mask[rows])
+            assert entropy is not None
+            (values.sum() + 2.0 * log_prob.sum() + 3.0 * entropy.sum()).backward()
+            found.append((values, log_prob, entropy))
+            gradients.append([None if p.grad is None else p.grad.clone() for p in policy.parameters()])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(*gradients, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    everything = policy.evaluate_actions(observation, actions)
+    torch.testing.assert_close(
+        everything[1], super(OfferActorCritic, policy).evaluate_actions(observation, actions)[1]
+    )
