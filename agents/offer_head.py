@@ -57,7 +57,7 @@ class _OfferHead(torch.autograd.Function):
         n, k, _ = features.shape
         hidden = features.new_empty((n, k, inner.shape[0]))
         out = features.new_empty((n, k, outer.shape[0]))
-        for rows in _blocks(n, k * inner.shape[0]):
+        for rows in _blocks(n, k * inner.shape[0], features.device):
             part = hidden[rows]
             torch.mm(features[rows].flatten(0, 1), inner.T, out=part.view(-1, inner.shape[0]))
             part.add_(context[rows, None, :]).tanh_()
@@ -72,7 +72,7 @@ class _OfferHead(torch.autograd.Function):
         grad = grad.contiguous()
         to_context = grad.new_empty((n, width))
         to_inner, to_outer = torch.zeros_like(inner), torch.zeros_like(outer)
-        for rows in _blocks(n, k * width):
+        for rows in _blocks(n, k * width, grad.device):
             part, flat = hidden[rows].flatten(0, 1), grad[rows].flatten(0, 1)
             to_outer.addmm_(flat.T, part)
             inward = torch.ops.aten.tanh_backward(flat @ outer, part)
@@ -81,7 +81,7 @@ class _OfferHead(torch.autograd.Function):
         return to_context, None, to_inner, to_outer, grad.sum(dim=(0, 1))
 
 
-def _blocks(n: int, values: int) -> list[slice]:
-    """Slices of n rows of so many hidden values each."""
-    size = max(1, BLOCK_VALUES // values)
+def _blocks(n: int, values: int, device: torch.device) -> list[slice]:
+    """Slices of n rows of so many hidden values each; a GPU takes all at once."""
+    size = max(1, BLOCK_VALUES // values if device.type == "cpu" else n)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

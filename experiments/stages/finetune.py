@@ -228,9 +228,9 @@ class _Probe:
     """Heads fitted on the embeddings as they are before fine-tuning.
 
     Attributes:
-        heads: fitted; what they share with no embedding, and calibration, as they were.
+        heads: fitted, but for calibration, what goes together, and redemption.
         priors: fitted along.
-        rows: that they were fitted on.
+        rows: the labelled user-weeks that they were fitted on.
     """
 
     heads: ResponseHeads
@@ -242,7 +242,7 @@ class _Probe:
 
         Args:
             heads: not fitted yet.
-            rows: user-weeks of all labelled users.
+            rows: the same users and weeks, with the embeddings of now.
         """
         # Where no epoch of fine-tuning is better than none, the encoder is what it was.
         return torch.equal(self.heads.category_match, heads.category_match) and torch.equal(
