@@ -32,11 +32,11 @@ from encoders.user_text import UserTextStyle, UserTextWriter
 from envs.assumptions import AssumedResponse
 from envs.campaign import MarketSpec
 from envs.observation import Recommender
-from envs.offers import Catalogue
 from envs.population import Population
 from envs.simulator import Simulator
 from experiments.config import ConfigError, MarketConfig
 from experiments.manifest import read_json, write_json, write_text
+from experiments.own_files import offer_catalogue
 
 PANEL_FILE = "panel.npz"
 REDEMPTIONS_FILE = "redemptions.npz"
@@ -239,12 +239,11 @@ def load_market(prepared: Path, response: Path, config: MarketConfig, device: st
         side = worlds[record["role"]]
         name = f"{record['role']} {len(side) + 1}"
         side.append(simulator(record["file"], AssumedResponse(**record["assumed"]), name))
-    catalogue = Catalogue.from_toml(Path(config.catalogue)) if config.catalogue else Catalogue.built_in()
     predictor = simulator(HEADS_FILE, AssumedResponse.central(), "predictor")
     return MarketParts(
         market=MarketSpec(
             population,
-            catalogue,
+            offer_catalogue(config),
             predictor,
             config.horizon_weeks,
             Recommender(config.recommender),

@@ -288,6 +288,16 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Section):
+    """What is deployed beside the policy."""
+
+    name: ClassVar[str] = "export"
+    messages: str = setting(
+        "", "TOML file of your own message texts; empty takes the built-in ones", file=True, names=("",)
+    )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of a run, one attribute a section."""
 
@@ -301,6 +311,7 @@ class RunConfig:
     market: MarketConfig = field(default_factory=MarketConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The settings as plain tables, ready for JSON or for `build_config`."""

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,10 @@ def _shared_metrics(workers: int) -> Iterator[None]:
 
 
 def prepare(settings: ServiceSettings, budgets: Mapping[str, float]) -> None:
-    """Check everything that the workers will need, and open the budgets."""
+    """Check everything that the workers will need, open the budgets, and release what is due.
+
+    Coupons that fell due while nobody served would count as reserved in the metrics until the next decision.
+    """
     ServiceSecrets.from_environment()
     for campaign, budget in budgets.items():
         _check_budget(campaign, budget)
@@ -112,13 +116,14 @@ def prepare(settings: ServiceSettings, budgets: Mapping[str, float]) -> None:
         with database.write() as connection:
             for campaign, budget in budgets.items():
                 ledger.open_budget(connection, campaign, to_ticks(budget))
-        with database.read() as connection:
             open_campaigns = [balance.campaign for balance in ledger.read_balances(connection)]
+            now = int(time.time())
+            released = sum(ledger.expire(connection, campaign, now=now) for campaign in open_campaigns)
     finally:
         database.close()
     if not open_campaigns:
         raise LedgerError("no campaign has a budget yet; open one with --campaign NAME --budget AMOUNT")
-    log("checked", policy=policy.fingerprint, campaigns=len(open_campaigns))
+    log("checked", policy=policy.fingerprint, campaigns=len(open_campaigns), released=released)
 
 
 def _check_budget(campaign: str, budget: float) -> None:

@@ -33,6 +33,7 @@ def clear_errors(resume: str | None = None) -> Iterator[None]:
 
 def _exit_status(error: Exception) -> int | None:
     """2 for bad input, 1 for work that cannot be done, None for what nobody expected."""
+    from agents.message_templates import TemplateError
     from agents.service.errors import ServiceError, UnavailableError
     from agents.serving import BundleError, DecisionInputError
     from envs.log_schema import LogError
@@ -50,6 +51,7 @@ def _exit_status(error: Exception) -> int | None:
         LoggedDataError,
         MonitorError,
         ServiceError,
+        TemplateError,
     )
     if isinstance(error, bad_input):
         return 2

@@ -29,9 +29,11 @@ def _execute(choices: Choices, until: str | None) -> None:
     console = setup.make_console()
     with clear_errors(choices.resume_command()):
         request = setup.make_request(choices, until)
+        from experiments.own_files import check_own_files
         from experiments.pipeline import run_pipeline
         from experiments.threads import flushed_denormals, keep_freed_memory
 
+        check_own_files(request.config)
         keep_freed_memory()
         request = replace(request, device=setup.choose_device(choices.device, request.threads))
         console.print(

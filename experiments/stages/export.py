@@ -21,7 +21,7 @@ from agents.export import (
     quantise_encoder_graph,
 )
 from agents.message_book import MessageBook
-from agents.message_files import built_in_templates
+from agents.message_templates import TemplateCatalogue
 from agents.offer_network import LearnedPolicy, OfferNetwork
 from agents.parity import Parity, encoder_parity, network_parity, policy_parity
 from agents.parity_states import edge_states, market_states
@@ -47,6 +47,7 @@ from experiments.manifest import write_text
 from experiments.model_card import model_card
 from experiments.monitor.monitor import REFERENCE_FILE
 from experiments.ope.logged_dataset import LoggedDataset
+from experiments.own_files import message_texts
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
 from experiments.stages.evaluate import LOG_FILE
@@ -85,7 +86,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         write_text(ctx.folder / TOKENIZER_FILE, user_encoder.tokenizer.to_str())
         _tables(ctx, parts, results)
         bar.advance()
-        _messages(ctx.folder, parts, user_encoder)
+        _messages(ctx.folder, message_texts(ctx.config.export), parts, user_encoder)
         bar.advance()
         _example_users(ctx.folder / EXAMPLE_FILE, dataset)
         dataset.save(ctx.folder / REFERENCE_FILE)
@@ -203,7 +204,9 @@ def _tables(ctx: StageContext, parts: MarketParts, results: Mapping[str, Any]) -
     write_tables(ctx.folder, panel, parts.market.population.calendar, item_id, item_category)
 
 
-def _messages(folder: Path, parts: MarketParts, user_encoder: UserEncoder) -> None:
+def _messages(
+    folder: Path, templates: TemplateCatalogue, parts: MarketParts, user_encoder: UserEncoder
+) -> None:
     def embed(texts: Sequence[str]) -> npt.NDArray[np.floating]:
         tokens = tokenize(user_encoder.tokenizer, texts, user_encoder.max_tokens)
         padding = special_token_id(user_encoder.tokenizer, "[PAD]")
@@ -211,7 +214,7 @@ def _messages(folder: Path, parts: MarketParts, user_encoder: UserEncoder) -> No
         return np.concatenate([one.numpy() for one in members], axis=1)
 
     users = parts.market.population.embeddings[-1].numpy()
-    book = MessageBook.build(built_in_templates(), category_words(parts.panel), users=users, embed=embed)
+    book = MessageBook.build(templates, category_words(parts.panel), users=users, embed=embed)
     book.save(folder)
 
 
@@ -271,7 +274,7 @@ def _example_users(path: Path, dataset: LoggedDataset) -> None:
 STAGE = Stage(
     name="export",
     folder="export",
-    sections=("text", "encoder", "market"),
+    sections=("text", "encoder", "market", "export"),
     inputs=("prepare", "pretrain", "finetune", "backtest", "train", "evaluate"),
     run=run,
     help=STAGE_HELP["export"],

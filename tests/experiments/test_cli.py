@@ -344,3 +344,17 @@ def test_doctor_tells_a_usable_log_from_a_useless_one(tmp_path: Path) -> None:
     result = invoke("doctor", str(tmp_path / "log.csv"))
     assert result.exit_code == 2
     assert "propensity: row 0 is 1.5: must lie in (0, 1]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("market.catalogue", "catalogue mine.toml: expected"), ("export.messages", "message texts mine.toml:")],
+)
+def test_a_bad_file_of_ones_own_is_refused_before_any_stage_runs(
+    registry: Registry, tmp_path: Path, setting: str, message: str
+) -> None:
+    (tmp_path / "mine.toml").write_text("[offers]\n", encoding="utf-8")
+    result = CliRunner().invoke(cli.app, ["run", "--set", f"{setting}=mine.toml"])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not registry.seen

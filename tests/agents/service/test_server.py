@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from agents.service import ledger
 from agents.service.database import Database
 from agents.service.errors import LedgerError
+from agents.service.granting import Ask
+from agents.service.idempotency import claim
 from agents.service.reconciliation import reconcile
 from agents.service.server import prepare
 from agents.service.settings import ServiceSettings, ServiceSettingsError
@@ -154,3 +156,23 @@ def test_budgets_that_nobody_could_use_are_refused(
     with pytest.raises(LedgerError, match=message):
         prepare(settings, {campaign: budget})
     assert not (tmp_path / "coupons.db").exists()
+
+
+def test_what_fell_due_while_nobody_served_is_released_at_the_start(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COUPONLAB_API_KEYS", API_KEY)
+    monkeypatch.setenv("COUPONLAB_PSEUDONYM_KEY", "0123456789abcdef")
+    settings = ServiceSettings(exported.folder, f"sqlite:///{tmp_path / 'coupons.db'}")
+    prepare(settings, {CAMPAIGN: 10.0})
+    opened = Database.open(settings.database)
+    with opened.write() as connection:
+        claim(connection, "r", "reserve", "", now=50)
+        due = Ask("c", "user", charge=0, liability=5, expires_at=100)
+        ledger.reserve(connection, CAMPAIGN, "r", [due], seed=b"s", now=50)
+    prepare(settings, {})
+    with opened.read() as connection:
+        balance = ledger.read_balance(connection, CAMPAIGN)
+        assert (balance.spent, balance.reserved) == (0, 0)
+        assert reconcile(connection, CAMPAIGN).exact
+    opened.close()
