@@ -20,7 +20,7 @@ from experiments.manifest import count_cores, read_manifest
 from experiments.seeding import seed_generator
 from experiments.stages import finetune, prepare, train
 
-CAMPAIGNS = 60
+CAMPAIGNS = 120
 LEARNED, RULE = "PPO", "myopic uplift"
 
 

@@ -132,7 +132,8 @@ def monitor(
         Path | None,
         typer.Option(
             metavar="DECISIONS.parquet",
-            help="Of 'couponlab served': all that was charged, also where what followed is still open. "
+            help="Of 'couponlab served': all that was charged, also where what followed is still open, and "
+            "which offers the budget did not cover. "
             "Default: the file of that name beside the log.",
             show_default=False,
         ),
@@ -159,11 +160,16 @@ def monitor(
             planned = spending.SpendPlan.of_budget(budget, logged, compared.paced)
         beside = log.with_name("decisions.parquet")
         source = decisions or (beside if beside.is_file() and beside != log else None)
+        charges, refused = None, None
+        if source is not None:
+            charges = spending.Charges.load(source)
+            refused = import_module("experiments.ope.served_log").refused_steps(source, logged)
         report = monitoring.monitor_log(
             compared,
             logged,
             plan=planned,
-            charges=None if source is None else spending.Charges.load(source),
+            charges=charges,
+            refused=refused,
             seed=seed,
             threads=threads,
         )

@@ -59,13 +59,19 @@ def _recorded_config(choices: Choices, recorded: Mapping[str, Any]) -> RunConfig
     return override_config(base, choices.config, choices.overrides)
 
 
+SPIN_COUNT = 10_000
+"""Of GNU OpenMP, some ten microseconds; by default it spins thirty times as long."""
+
+
 def limit_threads(threads: int) -> None:
     """Tell numerical libraries how many threads to use; before they are imported."""
     # Numerical libraries read these once, when they are first imported.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = str(threads)
-    # Threads that wait by spinning bring two processes on one machine to a tenth of their speed.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long a thread spins before it sleeps: long enough for the next of many small operations (sleeping at
+    # once halves the speed of a process that has its cores to itself), and not so long that two processes on
+    # one machine wait for each other's spinning.
+    os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def choose_device(wanted: str, threads: int) -> str:

@@ -3,7 +3,8 @@
 What an offer is expected to cost when it is sent, delivery and redemptions as long as it is valid, stands in
 the observation. What it does cost comes in later weeks too, so that sums over a user's campaign are compared,
 not weeks. A user who may still redeem when the log ends is left out: his costs are not all in yet. Whether he
-may depends on when he was sent something, not on what he did with it.
+may depends on when he was sent something, not on what he did with it. An offer that the budget did not cover
+was not sent: nothing is expected of it.
 
 Few coupons are redeemed, so that the spread of a handful of costs says little of their error. What a coupon
 costs lies between 0 and its largest discount m; where e is expected of it, the variance is at most e·(m - e)
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from experiments.monitor.findings import Finding, Level, MonitorError
-from experiments.ope.logged_dataset import FloatArray, LoggedDataset
+from experiments.ope.logged_dataset import BoolArray, FloatArray, LoggedDataset
 
 WARNING_SHARE, ALARM_SHARE = 0.10, 0.25
 """Of the expected cost, by which the realised one may differ: a budget planned on it is off by as much."""
@@ -123,12 +124,15 @@ class CostCalibration:
         ]
 
 
-def measure_costs(log: LoggedDataset, offers: Sequence[Offer]) -> CostCalibration | None:
+def measure_costs(
+    log: LoggedDataset, offers: Sequence[Offer], refused: BoolArray | None = None
+) -> CostCalibration | None:
     """Compare expected and realised costs; None if no user who was sent something has all costs in.
 
     Args:
         log: with the policy's observations: ``cost_k`` is what offer k was expected to cost.
         offers: [K] the catalogue.
+        refused: [N] bool, the steps whose offer the budget did not cover; None for no step.
 
     Raises:
         MonitorError: the log has other offers, or its observations do not tell expected costs.
@@ -143,11 +147,13 @@ def measure_costs(log: LoggedDataset, offers: Sequence[Offer]) -> CostCalibratio
         )
     places = np.array([names.index(f"{COST}{k}") for k in range(log.n_offers)])
     expected = log.observation[np.arange(log.n_steps), places[log.action]].astype(np.float64)
+    delivered = np.ones(log.n_steps, dtype=np.bool_) if refused is None else ~refused
+    expected *= delivered
     validity = np.array([offer.validity_weeks for offer in offers], dtype=np.int64)
     ends = np.append(log.episode_starts[1:], log.n_steps) - 1
     weeks_after = ends[log.episode] - np.arange(log.n_steps)
     # A campaign that is over pays nothing more.
-    waiting = (validity[log.action] > weeks_after + 1) & ~log.terminated[ends[log.episode]]
+    waiting = delivered & (validity[log.action] > weeks_after + 1) & ~log.terminated[ends[log.episode]]
     open_episode = _any_by(log.episode, waiting, log.n_episodes)
     sent = _any_by(log.episode, expected > 0, log.n_episodes)
     kept = sent & ~open_episode

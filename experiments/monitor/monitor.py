@@ -13,7 +13,7 @@ from experiments.monitor.drift import Drift, measure_drift
 from experiments.monitor.findings import EXIT_CODES, Finding, Level, MonitorError, worst
 from experiments.monitor.propensities import PropensityReport, measure_propensities
 from experiments.monitor.spend import Charges, PacedBudget, SpendPlan, SpendReport, measure_spend
-from experiments.ope.logged_dataset import LoggedDataError, LoggedDataset
+from experiments.ope.logged_dataset import BoolArray, LoggedDataError, LoggedDataset
 
 SETTINGS_FILE = "policy.json"
 REFERENCE_FILE = "reference.parquet"
@@ -165,6 +165,7 @@ def monitor_log(
     *,
     plan: SpendPlan | None = None,
     charges: Charges | None = None,
+    refused: BoolArray | None = None,
     seed: int = 0,
     threads: int = 1,
 ) -> MonitorReport:
@@ -176,6 +177,7 @@ def monitor_log(
         plan: what was to be spent.
         charges: all that was charged, where the log leaves decisions out whose outcome is still open; the
             log's own if None.
+        refused: [N] bool, the steps of the log whose offer the budget did not cover; None for no step.
         seed: of permutations, draws and resamples: the same logs give the same report.
         threads: CPU threads of the classifier.
 
@@ -199,7 +201,7 @@ def monitor_log(
         weeks=(int(log.week.min()), int(log.week.max())),
         spend=None if plan is None else measure_spend(charges or Charges.of_log(log), plan),
         drift=measure_drift(old, log, seed=seed, threads=threads),
-        costs=measure_costs(log, reference.offers),
+        costs=measure_costs(log, reference.offers, refused),
         propensities=measure_propensities(
             old, log, tuple(offer.name for offer in reference.offers), seed=seed
         ),

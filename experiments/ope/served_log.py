@@ -101,6 +101,27 @@ def served_dataset(log: DecisionLog) -> ServedDataset:
     return ServedDataset(dataset, log.refused[order], campaigns, len(log) - kept.size)
 
 
+def refused_steps(path: Path, dataset: LoggedDataset) -> npt.NDArray[np.bool_]:
+    """Return which steps of an exported log the budget did not cover, [N].
+
+    Args:
+        path: the ``decisions.parquet`` that was written with the log.
+        dataset: the log, N steps.
+
+    Raises:
+        DecisionLogError: the file is no decision log.
+        LoggedDataError: the log is not the one that comes of these decisions.
+    """
+    served = served_dataset(DecisionLog.load(path))
+    again = served.dataset
+    if not (np.array_equal(again.action, dataset.action) and np.array_equal(again.week, dataset.week)):
+        raise LoggedDataError(
+            f"{path}: these decisions give a log of {again.n_steps} steps, not this one of {dataset.n_steps} "
+            "steps; export both with: couponlab served"
+        )
+    return served.refused
+
+
 def _campaign_numbers(
     log: DecisionLog, starts: npt.NDArray[np.int64], episode: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

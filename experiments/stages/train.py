@@ -29,6 +29,7 @@ from experiments.artifacts import (
 from experiments.config import PpoConfig
 from experiments.stage import Stage, StageContext, StageError
 from experiments.stages import STAGE_HELP
+from experiments.threads import one_thread
 
 REPORTED_ROLLOUTS = 60
 BUDGETS = (0.1, 2.0)
@@ -105,6 +106,7 @@ def ppo_config(settings: PpoConfig) -> PPOConfig:
     )
 
 
+@one_thread()
 def run(ctx: StageContext) -> dict[str, Any]:
     """Train the policy; weeks after the training period serve no start."""
     parts = load_market(ctx.input("prepare"), ctx.input("finetune"), ctx.config.market, ctx.device)

@@ -54,7 +54,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "COUPONLAB_PSEUDONYM_KEY": "a key for tests only"}
+    return {**os.environ, "COUPONLAB_PSEUDONYM_KEY": "a key for tests only"}
 
 
 def run(data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:

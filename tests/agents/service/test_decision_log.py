@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from agents.service.desk import WEEK_SECONDS, CouponDesk
 from agents.service.outcomes import Outcome
 from agents.service.tables import decisions, policies
 from experiments.ope.logged_dataset import LoggedDataError, LoggedDataset
-from experiments.ope.served_log import ServedDataset, export_served, served_dataset
+from experiments.ope.served_log import ServedDataset, export_served, refused_steps, served_dataset
 
 
 class Clock(Protocol):
@@ -261,6 +262,17 @@ def test_a_folder_holds_the_log_and_the_dataset(shop: Shop, tmp_path: Path) -> N
     loaded = LoggedDataset.load(tmp_path / "new" / "served" / "logged.parquet")
     assert (loaded.n_steps, served.n_left_out) == (1, 1)
     assert loaded.reward.tolist() == [1.0]
+
+
+def test_the_exported_folder_tells_which_steps_were_refused(shop: Shop, tmp_path: Path) -> None:
+    found = serve(shop, 1, {f"u{k}": "push" for k in range(3)}, {f"u{k}": 1.0 for k in range(3)})
+    served = export_served(f"sqlite:///{tmp_path / 'service.db'}", tmp_path / "served")
+    path = tmp_path / "served" / "decisions.parquet"
+    assert refused_steps(path, served.dataset).tolist() == served.refused.tolist()
+    assert served.dataset.n_steps == len(found)
+    other = replace(served.dataset, week=served.dataset.week + 1)
+    with pytest.raises(LoggedDataError, match=r"decisions\.parquet: these decisions give a log of 3 steps"):
+        refused_steps(path, other)
 
 
 def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:

@@ -111,6 +111,22 @@ def test_users_who_may_still_redeem_are_left_out(world: Callable[..., Any], offe
     assert whole.left_out == 0
 
 
+def test_nothing_is_expected_of_offers_that_the_budget_did_not_cover(
+    world: Callable[..., Any], offers: Offers
+) -> None:
+    log = world(n_users=2000).log(4)
+    # Every second user of those who were sent something is refused everything.
+    refused = (log.user % 2 == 0) & (log.action > 0)
+    kept = replace(log, cost=np.where(log.user % 2 == 0, 0.0, log.cost))
+    unaware, aware = measure_costs(kept, offers), measure_costs(kept, offers, refused)
+    assert unaware is not None
+    assert aware is not None
+    assert unaware.level is Level.ALARM
+    assert unaware.ratio < 0.6
+    assert aware.users == len(set(log.user[(log.action > 0) & ~refused].tolist()))
+    assert aware.level is Level.OK
+
+
 def test_no_user_with_all_costs_in(world: Callable[..., Any], offers: Offers) -> None:
     log = world(weeks=1, campaign_weeks=6).log(6)
     only_coupons = replace(
