@@ -36,7 +36,7 @@ from envs.population import Population
 from envs.simulator import Simulator
 from experiments.config import ConfigError, MarketConfig
 from experiments.manifest import read_json, write_json, write_text
-from experiments.own_files import offer_catalogue
+from experiments.offer_file import offer_catalogue
 
 PANEL_FILE = "panel.npz"
 REDEMPTIONS_FILE = "redemptions.npz"

@@ -165,7 +165,7 @@ def hash_source(module: str) -> str:
     say is in the configuration. A module outside the rooms is taken to reach all of them.
     """
     sources = {path.relative_to(_REPOSITORY) for room in ROOMS for path in (_REPOSITORY / room).rglob("*.py")}
-    reached = _reach(module) if module.split(".")[0] in ROOMS else sources
+    reached = reachable(module) if module.split(".")[0] in ROOMS else sources
     folders = {path.parent for path in reached}
     data = {path for path in _data_files() if _owner(path, sources) in folders}
     return hash_value({path.as_posix(): hash_file(_REPOSITORY / path) for path in sorted(reached | data)})
@@ -186,7 +186,8 @@ def _owner(data: Path, sources: set[Path]) -> Path:
     return next(folder for folder in data.parents if folder in folders or folder == Path("."))
 
 
-def _reach(module: str) -> set[Path]:
+def reachable(module: str) -> set[Path]:
+    """Return the files of the rooms that a module imports, directly or not, relative to the repository."""
     reached: set[Path] = set()
     waiting = [module]
     while waiting:

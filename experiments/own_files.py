@@ -6,17 +6,8 @@ from pathlib import Path
 
 from agents.message_files import built_in_templates, read_templates
 from agents.message_templates import TemplateCatalogue
-from envs.offers import Catalogue
-from experiments.config import ExportConfig, MarketConfig, RunConfig
-
-
-def offer_catalogue(config: MarketConfig) -> Catalogue:
-    """Return the offers of a run.
-
-    Raises:
-        CatalogueError: naming the file, the offer and what is wrong with it.
-    """
-    return Catalogue.from_toml(Path(config.catalogue)) if config.catalogue else Catalogue.built_in()
+from experiments.config import ExportConfig, RunConfig
+from experiments.offer_file import offer_catalogue
 
 
 def message_texts(config: ExportConfig) -> TemplateCatalogue:
@@ -32,7 +23,7 @@ def check_own_files(config: RunConfig) -> None:
     """Read them all, so that a mistake in one is told before the stages run and not when they get to it.
 
     Raises:
-        CatalogueError: see :func:`offer_catalogue`.
+        CatalogueError: see :func:`experiments.offer_file.offer_catalogue`.
         TemplateError: see :func:`message_texts`.
     """
     offer_catalogue(config.market)

@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Count numbers too small for full precision as zero; on this thread, others of torch do not inherit it.
+    """Count numbers too small for full precision as zero, on this thread and those it starts meanwhile.
 
     Below 1e-38 in float32 a processor needs a hundred cycles for what takes one above. A policy that has
     learnt what not to send multiplies such probabilities and gradients all the time.

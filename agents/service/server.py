@@ -117,8 +117,11 @@ def prepare(settings: ServiceSettings, budgets: Mapping[str, float]) -> None:
             for campaign, budget in budgets.items():
                 ledger.open_budget(connection, campaign, to_ticks(budget))
             open_campaigns = [balance.campaign for balance in ledger.read_balances(connection)]
-            now = int(time.time())
-            released = sum(ledger.expire(connection, campaign, now=now) for campaign in open_campaigns)
+        released = 0
+        for campaign in open_campaigns:
+            # One at a time: a worker of another service may hold several, in an order of its own.
+            with database.write() as connection:
+                released += ledger.expire(connection, campaign, now=int(time.time()))
     finally:
         database.close()
     if not open_campaigns:

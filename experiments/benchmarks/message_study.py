@@ -1,4 +1,4 @@
-"""What the benchmark of message texts looks at: a run's users before the reported weeks, and all texts."""
+"""What the benchmark of message texts looks at: a run's users before reported weeks, and built-in texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from agents.message_book import MessageBook
+from agents.message_files import built_in_templates
 from agents.message_templates import TemplateCatalogue
 from encoders.bert import special_token_id, tokenize
 from encoders.embedding import embed_tokens
@@ -22,7 +23,6 @@ from experiments.artifacts import load_user_encoder
 from experiments.backtest.predictions import predict_weeks
 from experiments.benchmarks import Request, describe_machine
 from experiments.fitted_run import FittedRun
-from experiments.own_files import message_texts
 from experiments.stages import finetune
 
 FloatArray = npt.NDArray[np.float64]
@@ -78,8 +78,7 @@ class MessageStudy:
         fitted = FittedRun.load(request.run)
         encoder = load_user_encoder(request.run / finetune.STAGE.folder, fitted.panel, "cpu")
         panel, first = fitted.panel, fitted.panel.split.tune_end
-        embed, words = text_embedder(encoder), category_words(panel)
-        catalogue = message_texts(fitted.config.export)
+        embed, words, catalogue = text_embedder(encoder), category_words(panel), built_in_templates()
         state = HistoryTape.of_panel(panel).week(first)
         texts = encoder.writer.write(state, range(panel.n_users), first + 1)
         users = embed(texts)

@@ -108,7 +108,9 @@ def served(
     with clear_errors():
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {out} is a file; give a folder")
-        found = _import_service("experiments.ope.served_log").export_served(database, out, campaign or None)
+        found = _import_service("experiments.ope.served_export").export_served(
+            database, out, campaign or None
+        )
         data = found.dataset
         typer.echo(
             f"{data.n_steps} decisions of {data.n_episodes} users and campaigns: {out}\n"

@@ -60,7 +60,7 @@ def _recorded_config(choices: Choices, recorded: Mapping[str, Any]) -> RunConfig
 
 
 SPIN_COUNT = 10_000
-"""Of GNU OpenMP, some ten microseconds; by default it spins thirty times as long."""
+"""Of GNU OpenMP, a fraction of a millisecond; by default it spins thirty times as long."""
 
 
 def limit_threads(threads: int) -> None:
@@ -71,7 +71,8 @@ def limit_threads(threads: int) -> None:
     # How long a thread spins before it sleeps: long enough for the next of many small operations (sleeping at
     # once halves the speed of a process that has its cores to itself), and not so long that two processes on
     # one machine wait for each other's spinning.
-    os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def choose_device(wanted: str, threads: int) -> str:

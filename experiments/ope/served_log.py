@@ -17,20 +17,14 @@ Three rules, each so that an importance weight means what it says:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from agents.service.database import Database
-from agents.service.decision_log import DecisionLog, export_decisions
+from agents.service.decision_file import DecisionLog
 from experiments.ope.logged_dataset import LoggedDataError, LoggedDataset
-
-DECISIONS_FILE = "decisions.parquet"
-LOGGED_FILE = "logged.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,28 +128,3 @@ def _campaign_numbers(
     numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
     by_episode = np.array([numbers[key] for key in keys], dtype=np.int64)
     return by_episode[episode], tuple(name for name, _ in sorted(numbers))
-
-
-def export_served(url: str, folder: Path, campaigns: Sequence[str] | None = None) -> ServedDataset:
-    """Bring what a service decided into a folder: ``decisions.parquet`` and ``logged.parquet``.
-
-    Args:
-        url: of the service's database.
-        folder: where to; made if it does not exist.
-        campaigns: which; None for all.
-
-    Raises:
-        DatabaseError: the database cannot be used.
-        DecisionLogError: there are no decisions, or they cannot share a log.
-        LoggedDataError: no decision has a known outcome.
-    """
-    database = Database.open(url, create=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with database.read() as connection:
-            export_decisions(connection, folder / DECISIONS_FILE, campaigns, now=int(time.time()))
-    finally:
-        database.close()
-    served = served_dataset(DecisionLog.load(folder / DECISIONS_FILE))
-    served.dataset.save(folder / LOGGED_FILE)
-    return served

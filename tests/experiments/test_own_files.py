@@ -8,7 +8,8 @@ from agents.message_files import built_in_templates
 from agents.message_templates import TemplateError
 from envs.offers import Catalogue, CatalogueError
 from experiments.config import ExportConfig, MarketConfig, RunConfig, load_config
-from experiments.own_files import check_own_files, message_texts, offer_catalogue
+from experiments.offer_file import offer_catalogue
+from experiments.own_files import check_own_files, message_texts
 
 TEXTS = """
 [[template]]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from experiments import manifest
 from experiments.config import ConfigError, RunConfig, load_config
-from experiments.manifest import hash_source, to_json
+from experiments.manifest import hash_source, reachable, to_json
 from experiments.pipeline import RunRequest, assess_run, check_stages, run_pipeline
 from experiments.progress import EventLog, Reporter
 from experiments.seeding import seed_generator, seed_integer, seed_stream
@@ -415,6 +415,12 @@ def test_undeclared_reads_are_refused(tmp_path: Path) -> None:
         stage = Stage("prepare", "prepared", ("prepare",), (), run, "Bad.")
         with pytest.raises(StageError, match=words):
             run_pipeline([stage], ask(tmp_path / run.__name__), Console(file=io.StringIO()))
+
+
+def test_policies_and_messages_do_not_reach_the_response_model() -> None:
+    for stage in ("prepare", "pretrain", "finetune", "backtest"):
+        reached = {path.as_posix() for path in reachable(f"experiments.stages.{stage}")}
+        assert not [path for path in reached if path.startswith("agents/")], stage
 
 
 def test_results_of_inputs_reach_later_stages(chain: Chain, tmp_path: Path) -> None:

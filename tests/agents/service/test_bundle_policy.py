@@ -10,7 +10,8 @@ import pytest
 from agents.service import ledger
 from agents.service.bundle_policy import BundlePolicy
 from agents.service.database import Database
-from agents.service.decision_log import DecisionLog, export_decisions
+from agents.service.decision_file import DecisionLog
+from agents.service.decision_log import export_decisions
 from agents.service.desk import CouponDesk
 from agents.service.keys import ServiceKeys
 from agents.service.outcomes import Outcome

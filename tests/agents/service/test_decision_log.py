@@ -11,12 +11,14 @@ import pyarrow.parquet
 import pytest
 
 from agents.service.database import Database, DatabaseError
-from agents.service.decision_log import DecisionLog, DecisionLogError, export_decisions
+from agents.service.decision_file import DecisionLog, DecisionLogError
+from agents.service.decision_log import export_decisions
 from agents.service.desk import WEEK_SECONDS, CouponDesk
 from agents.service.outcomes import Outcome
 from agents.service.tables import decisions, policies
 from experiments.ope.logged_dataset import LoggedDataError, LoggedDataset
-from experiments.ope.served_log import ServedDataset, export_served, refused_steps, served_dataset
+from experiments.ope.served_export import export_served
+from experiments.ope.served_log import ServedDataset, refused_steps, served_dataset
 
 
 class Clock(Protocol):

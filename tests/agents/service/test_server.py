@@ -25,7 +25,7 @@ from agents.service.settings import ServiceSettings, ServiceSettingsError
 from agents.serving import BundleError
 from experiments.benchmarks.http import serving
 from experiments.benchmarks.http_load import CAMPAIGN
-from experiments.ope.served_log import export_served
+from experiments.ope.served_export import export_served
 
 API_KEY = "a-key-of-the-tests-long-enough"
 HEADERS = {"X-API-Key": API_KEY, "Content-Type": "application/json"}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -57,3 +59,8 @@ def test_bad_input_is_one_message(folder: Path, tmp_path: Path) -> None:
         assert "Error: " in result.output
         assert message in result.output
         assert "Traceback" not in result.output
+
+
+def test_decisions_are_read_without_what_the_service_needs() -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; import experiments.ope.served_log"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
