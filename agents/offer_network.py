@@ -20,8 +20,12 @@ from agents.offer_head import offer_head
 from envs.observation import LOG_DUAL_PRICE, ObservationLayout
 from envs.offers import OfferTensors
 
-N_STATIC = 4
-N_DYNAMIC = 4
+STATIC = ("message", "coupon", "depth", "validity")
+"""Columns of the catalogue that an offer is told by."""
+MONEY = ("net_uplift", "uplift", "cost", "reserve")
+"""What is known of an offer to a user beside them, in units of the scale; λ is counted in."""
+MOST_NET = 20.0
+"""Largest net uplift, in units of the scale, that is told from a larger one."""
 MOST_FACTOR = 1.5
 """Largest log of what the network multiplies uplift or charge with."""
 
@@ -70,12 +74,12 @@ class OfferNetwork(nn.Module):
         self.register_buffer("context_mean", torch.zeros(n_context))
         self.register_buffer("context_std", torch.ones(n_context))
         self.register_buffer("money_scale", torch.ones(()))
-        self.register_buffer("static", torch.zeros(shape.n_offers, N_STATIC))
+        self.register_buffer("static", torch.zeros(shape.n_offers, len(STATIC)))
         # Of the exported policy; PPO itself learns at temperature 1.
         self.register_buffer("temperature", torch.ones(()))
         self.sharpness = nn.Parameter(torch.tensor(8.0))
         self.actor_context = nn.Sequential(nn.Linear(n_context, hidden), nn.Tanh(), nn.Linear(hidden, hidden))
-        self.actor_offer = nn.Linear(N_STATIC + N_DYNAMIC, hidden, bias=False)
+        self.actor_offer = nn.Linear(len(MONEY) + len(STATIC), hidden, bias=False)
         self.actor_score = nn.Linear(hidden, 3)
         self.critic = nn.Sequential(
             nn.Linear(n_context + shape.n_offers, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
@@ -116,48 +120,66 @@ class OfferNetwork(nn.Module):
         """Return the probability of each offer at the network's temperature, [n, K]; 0 outside the mask."""
         return masked_softmax(self.forward_actor(observation) / self.temperature, mask)
 
-    def net_uplift(self, observation: torch.Tensor) -> torch.Tensor:
-        """Return (uplift − λ·use) / scale, [n, K], bounded."""
-        return (self.layout.net_uplift(observation) / self.money_scale).clamp(-20.0, 20.0)
+    def prepare(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return what the layers are given, [n, p]: no weight is in it, so that once for a row is enough.
 
-    def context(self, observation: torch.Tensor) -> torch.Tensor:
-        """Return the normalised context, [n, context + d]."""
-        context = observation[:, : self.layout.n_context]
-        return ((context - self.context_mean) / self.context_std).clamp(-10.0, 10.0)
-
-    def forward_actor(self, observation: torch.Tensor) -> torch.Tensor:
-        """Return logits over offers, [n, K], before masking."""
-        uplift = self.layout.offer_block(observation, "uplift") / self.money_scale
+        Columns: the normalised context; the net uplift of each offer, as the critic sees it; MONEY and STATIC
+        of each offer in turn; uplift; what the offers are charged.
+        """
+        layout, n_offers = self.layout, self.shape.n_offers
+        context = observation[:, : layout.n_context]
+        context = ((context - self.context_mean) / self.context_std).clamp(-10.0, 10.0)
+        uplift = layout.offer_block(observation, "uplift") / self.money_scale
         price = torch.exp(observation[:, LOG_DUAL_PRICE])[:, None]
         cost, reserve = (
-            price * self.layout.offer_block(observation, name) / self.money_scale
-            for name in ("cost", "reserve")
+            price * layout.offer_block(observation, name) / self.money_scale for name in ("cost", "reserve")
         )
+        charge = cost + reserve
+        net = uplift - charge
         # Money spans orders of magnitude; the inverse sine keeps it in reach of tanh, and its sign.
-        money = inverse_sinh(torch.stack([uplift - cost - reserve, uplift, cost, reserve], dim=2))
+        money = inverse_sinh(torch.stack([net, uplift, cost, reserve], dim=2))
         features = torch.cat([money, self.static.expand(observation.shape[0], -1, -1)], dim=2)
+        seen = inverse_sinh(net.clamp(-MOST_NET, MOST_NET))
+        return torch.cat(
+            [context, seen, features.reshape(-1, features.shape[2] * n_offers), uplift, charge], dim=1
+        )
+
+    def score(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Return logits over offers, before masking, [n, K], of prepared rows [n, p]."""
+        n_offers, n_features = self.shape.n_offers, len(MONEY) + len(STATIC)
+        context, _, features, uplift, charge = prepared.split(
+            [self.layout.n_context, n_offers, n_features * n_offers, n_offers, n_offers], dim=1
+        )
         scores = offer_head(
-            self.actor_context(self.context(observation)),
-            features,
+            self.actor_context(context),
+            features.reshape(-1, n_offers, n_features),
             self.actor_offer.weight,
             self.actor_score.weight,
             self.actor_score.bias,
         )
-        term, worth, charge = scores.unbind(dim=2)
-        worth, charge = (torch.exp(MOST_FACTOR * torch.tanh(value)) for value in (worth, charge))
-        net = (uplift * worth - (cost + reserve) * charge).clamp(-20.0, 20.0)
+        term, worth, dear = scores.unbind(dim=2)
+        worth, dear = (torch.exp(MOST_FACTOR * torch.tanh(value)) for value in (worth, dear))
+        net = (uplift * worth - charge * dear).clamp(-MOST_NET, MOST_NET)
         logits: torch.Tensor = self.sharpness * net + term
         return logits
 
-    def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
-        """Return value features, [n, hidden]."""
-        net = self.net_uplift(observation)
-        value: torch.Tensor = self.critic(torch.cat([self.context(observation), inverse_sinh(net)], dim=1))
+    def appraise(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Return value features, [n, hidden], of prepared rows [n, p]."""
+        value: torch.Tensor = self.critic(prepared[:, : self.layout.n_context + self.shape.n_offers])
         return value
 
+    def forward_actor(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return logits over offers, before masking, [n, K], of observations [n, o]."""
+        return self.score(self.prepare(observation))
+
+    def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return value features, [n, hidden], of observations [n, o]."""
+        return self.appraise(self.prepare(observation))
+
     def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits [n, K] and value features [n, hidden]."""
-        return self.forward_actor(observation), self.forward_critic(observation)
+        """Return logits [n, K] and value features [n, hidden] of observations [n, o]."""
+        prepared = self.prepare(observation)
+        return self.score(prepared), self.appraise(prepared)
 
 
 def inverse_sinh(value: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from agents.offer_network import OfferNetwork, OfferNetworkShape
+from agents.prepared_buffer import PreparedRolloutBuffer
 from agents.training_market import TrainingMarket
 from encoders.checkpoint import load_checkpoint, save_checkpoint
 
@@ -89,7 +90,7 @@ class OfferActorCritic(MaskableActorCriticPolicy):
         super()._build(lr_schedule)
         # The network already scores each offer; a linear layer over offers would tie it to their order.
         self.action_net = nn.Identity()
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5, fused=True)
 
     def evaluate_actions(
         self, obs: torch.Tensor, actions: torch.Tensor, action_masks: torch.Tensor | None = None
@@ -100,19 +101,19 @@ class OfferActorCritic(MaskableActorCriticPolicy):
         nothing: his offers are not scored.
 
         Args:
-            obs: [n, o] observations.
+            obs: [n, p] prepared rows (:meth:`OfferNetwork.prepare`), as the buffer's samples hold them.
             actions: [n] int64 offers.
             action_masks: [n, K] as numbers or bool, what could be sent; None if everything.
         """
         network: OfferNetwork = self.mlp_extractor  # type: ignore[assignment]
-        values = self.value_net(network.forward_critic(obs))
+        values = self.value_net(network.appraise(obs))
         if action_masks is None:
             mask = torch.ones(len(obs), network.shape.n_offers, dtype=torch.bool, device=obs.device)
         else:
             mask = action_masks.bool().view(len(obs), -1)
         choosing = (mask.sum(dim=1) > 1).nonzero()[:, 0]
         allowed = mask[choosing]
-        scores = torch.where(allowed, network.forward_actor(obs[choosing]), -torch.inf)
+        scores = torch.where(allowed, network.score(obs[choosing]), -torch.inf)
         log_share = torch.log_softmax(scores, dim=1)
         log_chosen = log_share.gather(1, actions[choosing, None])[:, 0]
         finite = torch.where(allowed, log_share, 0.0)
@@ -167,6 +168,16 @@ def train_ppo(
         device=device,
     )
     network: OfferNetwork = model.policy.mlp_extractor  # type: ignore[assignment]
+    model.rollout_buffer = PreparedRolloutBuffer(
+        network.prepare,
+        buffer_size=horizon,
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        device=model.device,
+        gae_lambda=config.gae_lambda,
+        gamma=config.discount_factor,
+        n_envs=env.num_envs,
+    )
     sample = torch.from_numpy(env.reset()).to(device)
     network.set_scale(sample, env.market.offers)
     bookkeeper = _Bookkeeper(env, config, seed, checkpoint, n_rollouts, on_rollout)

@@ -2,7 +2,7 @@
 
 The peer is MaskablePPO with its MlpPolicy in a market that costs nothing: constant observations and rewards,
 every offer allowed. Users side by side, weeks, batch size, passes, widths of observation and number of offers
-are equal, and so is the one thread, on which the ``train`` stage runs too. What our side does more: it lives
+are equal, and so are the threads, one a core, as in the ``train`` stage. What our side does more: it lives
 each week in three simulators and works out what was to be expected, predicts uplift and cost of every offer,
 scores each offer by a network that shares weights over offers, and writes a checkpoint and TensorBoard's log
 a rollout.
@@ -41,7 +41,7 @@ from experiments.fitted_run import FittedRun
 from experiments.manifest import read_manifest
 from experiments.stages import finetune, prepare
 from experiments.stages.train import ppo_config
-from experiments.threads import flushed_denormals, keep_freed_memory, one_thread
+from experiments.threads import flushed_denormals, keep_freed_memory
 
 ROUNDS = 3
 ROLLOUTS = 6
@@ -315,7 +315,6 @@ def peer_rollouts(env: EmptyMarket, settings: PpoConfig, n_rollouts: int) -> lis
     return [end - start for start, end in pairwise(noted.ends)]
 
 
-@one_thread()
 @flushed_denormals()
 def run(request: Request) -> list[Row]:
     """Train both sides in turn, and compare user-weeks a second."""
@@ -338,8 +337,8 @@ def run(request: Request) -> list[Row]:
     rows = [
         Row.compare(
             f"training steps per second; {setting.words}, {settings.n_envs} users, {market.horizon_weeks} "
-            f"weeks, batches of {settings.batch_size}, {settings.n_epochs} passes, one "
-            "thread",
+            f"weeks, batches of {settings.batch_size}, {settings.n_epochs} passes, "
+            f"{torch.get_num_threads()} threads",
             steps / median(one.total for one in rollouts),
             "user-weeks/s",
             peer=peer,

@@ -106,7 +106,6 @@ def ppo_config(settings: PpoConfig) -> PPOConfig:
     )
 
 
-@one_thread()
 def run(ctx: StageContext) -> dict[str, Any]:
     """Train the policy; weeks after the training period serve no start."""
     parts = load_market(ctx.input("prepare"), ctx.input("finetune"), ctx.config.market, ctx.device)
@@ -127,24 +126,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
         wide, scale = offered_prices(parts)
     except ValueError as error:
         raise StageError(f"the catalogue cannot be paced: {error}") from error
-    with ctx.progress("fitting what a visit is worth later", 100) as bar:
-        shown = 0
-
-        def fitted(share: float) -> None:
-            nonlocal shown
-            bar.advance(int(100 * share) - shown)
-            shown = int(100 * share)
-
-        visit_value = fit_visit_value(
-            market,
-            parts.train_worlds,
-            starts,
-            users=parts.train_users,
-            seed=ctx.seed_for("visit value"),
-            on_round=fitted,
-        )
-    save_module(visit_value, ctx.folder / VISIT_VALUE_FILE)
-    prices = training_prices(parts, starts, wide, visit_value, ctx.config.market.budget_per_user)
+    # Fits and plans work on arrays too small to share between threads.
+    with one_thread():
+        visit_value = _fit_visit_value(ctx, parts, starts)
+        save_module(visit_value, ctx.folder / VISIT_VALUE_FILE)
+        prices = training_prices(parts, starts, wide, visit_value, ctx.config.market.budget_per_user)
     env = TrainingMarket(
         market,
         parts.train_worlds,
@@ -156,7 +142,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
         reward_scale=scale,
         seed=ctx.seed_for("market"),
     )
-    config = ppo_config(settings)
     steps_per_rollout = market.horizon_weeks * settings.n_envs
 
     with ctx.progress("training PPO", -(-settings.total_steps // steps_per_rollout)) as bar:
@@ -166,7 +151,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
 
         network, reports = train_ppo(
             env,
-            config,
+            ppo_config(settings),
             seed=ctx.seed_for("ppo"),
             device=ctx.device,
             checkpoint=ctx.checkpoint / "ppo.pt",
@@ -190,6 +175,26 @@ def run(ctx: StageContext) -> dict[str, Any]:
             "rollouts": [vars(report) for report in _thinned(reports)],
         }
     }
+
+
+def _fit_visit_value(ctx: StageContext, parts: MarketParts, starts: Sequence[int]) -> VisitValue:
+    """Fit what a visit is worth later, with a bar."""
+    with ctx.progress("fitting what a visit is worth later", 100) as bar:
+        shown = 0
+
+        def fitted(share: float) -> None:
+            nonlocal shown
+            bar.advance(int(100 * share) - shown)
+            shown = int(100 * share)
+
+        return fit_visit_value(
+            parts.market,
+            parts.train_worlds,
+            starts,
+            users=parts.train_users,
+            seed=ctx.seed_for("visit value"),
+            on_round=fitted,
+        )
 
 
 def _thinned(reports: list[RolloutReport]) -> list[RolloutReport]:

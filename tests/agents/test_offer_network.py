@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from agents.offer_network import MOST_FACTOR, LearnedPolicy, OfferNetwork, OfferNetworkShape, masked_softmax
+from agents.offer_network import (
+    MOST_FACTOR,
+    MOST_NET,
+    LearnedPolicy,
+    OfferNetwork,
+    OfferNetworkShape,
+    masked_softmax,
+)
 from agents.policy import MyopicUpliftPolicy
 from agents.ppo import OfferActorCritic
 from envs.campaign import Campaign
@@ -122,7 +129,7 @@ def test_scaling_by_hand() -> None:
     torch.testing.assert_close(fresh.money_scale, uplift.abs().mean())
     assert fresh.static[3].tolist() == pytest.approx([1.0, 1.0, 0.4, 0.5])
     assert fresh.static[0].tolist() == [0.0] * 4
-    normal = fresh.context(rows)
+    normal = fresh.prepare(rows)[:, : fresh.layout.n_context]
     varied = context.std(dim=0) > 1e-3
     assert normal[:, varied].mean(dim=0).abs().max() < 1e-3
     assert normal.abs().max() <= 10
@@ -132,6 +139,32 @@ def test_scaling_by_hand() -> None:
     copy = OfferNetwork(SHAPE)
     copy.load_state_dict(fresh.state_dict())
     assert torch.equal(copy.forward_actor(rows), fresh.forward_actor(rows))
+
+
+@torch.no_grad()
+def test_prepared_rows_hold_no_weight_and_are_all_that_is_scored() -> None:
+    fresh, trained, (rows, _) = network(trained=False), network(trained=True), observations()
+    prepared = fresh.prepare(rows)
+    trained.load_state_dict({**trained.state_dict(), **dict(fresh.named_buffers())})
+    assert torch.equal(trained.prepare(rows), prepared)
+    torch.testing.assert_close(trained.score(prepared), trained.forward_actor(rows))
+    torch.testing.assert_close(trained.appraise(prepared), trained.forward_critic(rows))
+    logits, features = trained(rows)
+    torch.testing.assert_close(logits, trained.forward_actor(rows))
+    torch.testing.assert_close(features, trained.forward_critic(rows))
+    # By hand, for one offer of one user: money in units of the scale, λ counted in, by the inverse sine.
+    layout, user, offer = fresh.layout, 4, 3
+    uplift, cost, reserve = (
+        float(layout.offer_block(rows, name)[user, offer] / fresh.money_scale)
+        for name in ("uplift", "cost", "reserve")
+    )
+    price = float(torch.exp(rows[user, LOG_DUAL_PRICE]))
+    amounts = [uplift - price * (cost + reserve), uplift, price * cost, price * reserve]
+    expected = [*np.arcsinh(amounts), *fresh.static[offer].tolist()]
+    first = layout.n_context + K + len(expected) * offer
+    assert prepared[user, first : first + len(expected)].tolist() == pytest.approx(expected, rel=1e-4)
+    seen = float(prepared[user, layout.n_context + offer])
+    assert seen == pytest.approx(np.arcsinh(np.clip(amounts[0], -MOST_NET, MOST_NET)), rel=1e-4)
 
 
 def permuted_offers(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -220,9 +220,12 @@ def test_actions_are_evaluated_as_the_library_does_it() -> None:
     for rows in (slice(0, 12), slice(0, 4), slice(4, 12)):
         gradients = []
         found = []
-        for evaluate in (policy.evaluate_actions, super(OfferActorCritic, policy).evaluate_actions):
+        for evaluate, seen in (
+            (policy.evaluate_actions, network.prepare(observation)),
+            (super(OfferActorCritic, policy).evaluate_actions, observation),
+        ):
             policy.zero_grad(set_to_none=False)
-            values, log_prob, entropy = evaluate(observation[rows], actions[rows], mask[rows])
+            values, log_prob, entropy = evaluate(seen[rows], actions[rows], mask[rows])
             assert entropy is not None
             (values.sum() + 2.0 * log_prob.sum() + 3.0 * entropy.sum()).backward()
             found.append((values, log_prob, entropy))
@@ -232,7 +235,7 @@ def test_actions_are_evaluated_as_the_library_does_it() -> None:
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    everything = policy.evaluate_actions(observation, actions)
+    everything = policy.evaluate_actions(network.prepare(observation), actions)
     torch.testing.assert_close(
         everything[1], super(OfferActorCritic, policy).evaluate_actions(observation, actions)[1]
     )
