@@ -2,7 +2,8 @@
 
 The myopic rule with a knapsack price, paced by the same forecast, is the strongest baseline of
 ``couponlab compare``. Both play the same campaigns, each in a judge simulator of its own, with common random
-numbers; the interval resamples campaigns and users together.
+numbers. Both plan many times, for a plan has luck of its own, which is common to all campaigns that follow
+it; the interval resamples the plans, each with its campaigns, and users together.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from experiments.benchmarks import Request, Row, describe_machine
 from experiments.comparison.campaigns import Arena
 from experiments.comparison.lineup import core_lineup
 from experiments.comparison.play import Block, default_workers, play_season
-from experiments.comparison.statistics import PairedDifference, Resamples
+from experiments.comparison.statistics import DoubleArray, PairedDifference, Resamples
 from experiments.fitted_run import FittedRun
 from experiments.manifest import count_cores, read_manifest
 from experiments.seeding import seed_generator
 from experiments.stages import finetune, prepare, train
 
 CAMPAIGNS = 120
+PLANS = 24
 LEARNED, RULE = "PPO", "myopic uplift"
 
 
@@ -30,16 +34,22 @@ def run(request: Request) -> list[Row]:
     Raises:
         ConfigError: not a run folder, or its policy is not trained.
     """
-    return lead(request.run, CAMPAIGNS)
+    return lead(request.run, CAMPAIGNS, PLANS)
 
 
-def lead(folder: Path, campaigns: int) -> list[Row]:
+def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
     """Return a row per budget: the lead as a share of the baseline's incremental margin.
 
     Args:
         folder: a run folder whose policy is trained.
         campaigns: that each plays at each budget.
+        plans: that these follow in turn.
+
+    Raises:
+        ValueError: plans do not have equally many campaigns.
     """
+    if campaigns % plans:
+        raise ValueError(f"{campaigns} campaigns are not equally many for each of {plans} plans")
     config = FittedRun.load(folder).config
     recorded = read_manifest(folder) or {}
     arena = Arena(
@@ -55,7 +65,7 @@ def lead(folder: Path, campaigns: int) -> list[Row]:
     entrants = {one.name: one for one in core_lineup(opened.parts.market, opened.trained)}
     budgets = config.evaluate.budgets
     blocks = {
-        (name, multiple): Block(entrants[name], multiple, campaigns)
+        (name, multiple): Block(entrants[name], multiple, campaigns, plans=plans)
         for multiple in budgets
         for name in (LEARNED, RULE)
     }
@@ -65,12 +75,13 @@ def lead(folder: Path, campaigns: int) -> list[Row]:
     rows, hardware = [], describe_machine()
     users = season.idle.margin.shape[1]
     rng = seed_generator(arena.seed, "lead/intervals")
-    resamples = Resamples.draw(campaigns, users, config.evaluate.n_bootstrap, rng)
+    resamples = Resamples.draw(plans, users, config.evaluate.n_bootstrap, rng)
+    idle = by_plan(season.idle.margin, plans)
     for multiple in budgets:
         ours, theirs = (season.played[blocks[name, multiple]] for name in (LEARNED, RULE))
         paired = PairedDifference.of(
-            ours.margin - season.idle.margin,
-            theirs.margin - season.idle.margin,
+            by_plan(ours.margin, plans) - idle,
+            by_plan(theirs.margin, plans) - idle,
             float(ours.cost.sum()),
             float(theirs.cost.sum()),
             resamples,
@@ -79,7 +90,7 @@ def lead(folder: Path, campaigns: int) -> list[Row]:
         rows.append(
             Row(
                 measure=f"lead of PPO at budget × {multiple:g}, share of the baseline's gain; {campaigns} "
-                "campaigns",
+                f"campaigns, {plans} plans",
                 value=paired.difference.value / base,
                 unit="share",
                 peer=f"{RULE}, paced by forecast",
@@ -93,3 +104,8 @@ def lead(folder: Path, campaigns: int) -> list[Row]:
             )
         )
     return rows
+
+
+def by_plan(margin: DoubleArray, plans: int) -> DoubleArray:
+    """Return the mean over each plan's campaigns, [plans, n], of [W, n]; campaigns follow plans in turn."""
+    return np.asarray(margin.reshape(-1, plans, margin.shape[1]).mean(axis=0))

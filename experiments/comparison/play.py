@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 
-from agents.forecast import Correction, follow, plan_spend
-from agents.pacing import EvenPacing
+from agents.forecast import Correction, SpendPlan, follow, plan_spend
+from agents.pacing import EvenPacing, Pacer
 from agents.rollout import CampaignResult, CampaignSetting, control_margin, open_campaign, play
 from experiments.artifacts import save_arrays
 from experiments.comparison.campaigns import Arena, OpenArena, without_lifts
@@ -56,12 +56,19 @@ class Block:
         multiple: budget as a multiple of ``market.budget_per_user``.
         campaigns: how many of the arena's campaigns, the first ones.
         without_lifts: whether to play them once more where messages and coupons bring no visits.
+        plans: how often the campaign is planned where pacing plans it, each time with a twin of its own luck
+            and users; the campaigns follow the plans in turn. A plan's luck is common to all that follow it.
     """
 
     entrant: Entrant
     multiple: float
     campaigns: int
     without_lifts: bool = False
+    plans: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.plans <= self.campaigns:
+            raise ValueError(f"{self.campaigns} campaigns cannot follow {self.plans} plans")
 
     @property
     def plays(self) -> int:
@@ -71,7 +78,7 @@ class Block:
     @property
     def file(self) -> str:
         """Name of the file that keeps it."""
-        words = f"{self.entrant.name}|{self.multiple!r}|{self.campaigns}|{self.without_lifts}"
+        words = f"{self.entrant.name}|{self.multiple!r}|{self.campaigns}|{self.without_lifts}|{self.plans}"
         return f"block-{hashlib.sha256(words.encode()).hexdigest()[:20]}.npz"
 
 
@@ -110,7 +117,7 @@ class Played(_Kept):
 
     Attributes:
         budget: [] for all users together.
-        planned: [T] spend that pacing planned.
+        planned: [T] spend that pacing planned, the mean of its plans.
         margin: [W, n] contribution margin before coupon cost.
         margin_without_lifts: [W, n] the same in worlds where messages and coupons bring no visits; [0, n] if
             these were not played.
@@ -265,24 +272,32 @@ def play_idle(opened: OpenArena) -> Idle:
 
 
 def play_block(opened: OpenArena, block: Block, rules: MarketConfig) -> Played:
-    """Plan an entrant's campaign once, as a shop would that knows its predictor only, and play them all."""
+    """Plan an entrant's campaign as a shop would that knows its predictor only, and play them all."""
     market, trained = opened.parts.market, opened.trained
     entrant, settings = block.entrant, opened.settings[: block.campaigns]
     budget = rules.budget_per_user * block.multiple * len(settings[0].users)
+    plans: list[SpendPlan] = []
+    planned = np.full(market.horizon_weeks, budget / market.horizon_weeks)
     if entrant.pacing is Pacing.FORECAST:
         campaign = open_campaign(market, replace(settings[0], world=market.predictor), budget)
-        plan = plan_spend(entrant.policy, campaign, trained.prices, trained.visit_value, seed=PLAN_SEED)
-        planned = plan.spend
-    else:
-        plan, planned = None, np.full(market.horizon_weeks, budget / market.horizon_weeks)
+        plans = [
+            plan_spend(entrant.policy, campaign, trained.prices, trained.visit_value, seed=PLAN_SEED + k)
+            for k in range(block.plans)
+        ]
+        planned = np.mean([plan.spend for plan in plans], axis=0)
 
-    def result(setting: CampaignSetting) -> CampaignResult:
+    def result(number: int, setting: CampaignSetting) -> CampaignResult:
         # A new pacer for each campaign: the one that corrects remembers.
-        pacer = EvenPacing(trained.prices) if plan is None else follow(plan, Correction(rules.pacing))
+        pacer: Pacer = EvenPacing(trained.prices)
+        if plans:
+            pacer = follow(plans[number % len(plans)], Correction(rules.pacing))
         return play(entrant.policy, market, setting, budget, pacer, trained.visit_value)
 
-    again = [result(without_lifts(setting)).margin for setting in settings if block.without_lifts]
-    return _gathered([result(setting) for setting in settings], again, opened, budget, planned)
+    again = [
+        result(k, without_lifts(setting)).margin for k, setting in enumerate(settings) if block.without_lifts
+    ]
+    played = [result(k, setting) for k, setting in enumerate(settings)]
+    return _gathered(played, again, opened, budget, planned)
 
 
 def _gathered(

@@ -60,11 +60,21 @@ def test_the_lead_is_paired_and_met_only_where_the_interval_is_above_zero(
     entrants = [Entrant(name, None) for name in (lead.RULE, lead.LEARNED)]  # type: ignore[arg-type]
     monkeypatch.setattr(lead, "core_lineup", lambda market, trained: entrants)
     monkeypatch.setattr(lead, "play_season", season)
-    rows = lead.lead(tmp_path, W)
-    assert {block.campaigns for block in asked} == {W}
+    rows = lead.lead(tmp_path, W, 4)
+    assert {(block.campaigns, block.plans) for block in asked} == {(W, 4)}
     assert len(asked) == 2 * 3
     assert [row.value for row in rows] == pytest.approx([0.1, 0.0, -0.1])
     # The same difference for every user and campaign leaves nothing to chance.
     assert [row.ci_low for row in rows] == pytest.approx([0.1, 0.0, -0.1], abs=1e-9)
     assert [row.ci_high for row in rows] == pytest.approx([0.1, 0.0, -0.1], abs=1e-9)
     assert [rows[0].met, rows[2].met] == [True, False]
+
+
+def test_campaigns_follow_plans_in_turn() -> None:
+    margin = np.arange(6.0)[:, None] + np.array([[0.0, 100.0]])
+    # Campaigns 0, 2, 4 follow the first plan, 1, 3, 5 the second.
+    np.testing.assert_allclose(lead.by_plan(margin, 2), [[2.0, 102.0], [3.0, 103.0]])
+    with pytest.raises(ValueError, match="8 campaigns are not equally many for each of 3 plans"):
+        lead.lead(Path("nowhere"), 8, 3)
+    with pytest.raises(ValueError, match="2 campaigns cannot follow 3 plans"):
+        Block(Entrant("PPO", None), 1.0, 2, plans=3)  # type: ignore[arg-type]

@@ -130,13 +130,14 @@ def test_who_plays_and_when_does_not_matter(finished: Path, tmp_path: Path) -> N
     assert (fewer.seed, fewer.world.assumed) == (opened.settings[0].seed, opened.settings[0].world.assumed)
     lineup = core_lineup(opened.parts.market, opened.trained)
     blocks = [Block(one, 1.0, 3) for one in lineup if one.pacing is Pacing.EVEN]
-    blocks += [Block(one, 1.0, 2, without_lifts=True) for one in lineup if one.name == "PPO"]
+    ppo = next(one for one in lineup if one.name == "PPO")
+    blocks += [Block(ppo, 1.0, 2, without_lifts=True), Block(ppo, 1.0, 3, plans=2)]
 
     def season(folder: Path, workers: int) -> list[Any]:
         folder.mkdir(exist_ok=True)
         counted: list[int] = []
         found = play_season(arena, blocks, workers=workers, folder=folder, on_campaigns=counted.append)
-        assert sum(counted) == 3 + 3 * 2 + 4
+        assert sum(counted) == 3 + 3 * 2 + 4 + 3
         return [vars(found.idle), *(vars(found.played[block]) for block in blocks)]
 
     alone, together = season(tmp_path / "one", 1), season(tmp_path / "two", 2)
@@ -152,6 +153,11 @@ def test_who_plays_and_when_does_not_matter(finished: Path, tmp_path: Path) -> N
     nothing = next(found for block, found in zip(blocks, alone[1:], strict=True) if block is blocks[0])
     np.testing.assert_array_equal(nothing["margin"], alone[0]["margin"])
     assert nothing["offers"].sum() == nothing["cost"].sum() == 0
+    # The first campaign follows the first plan, the second one of its own.
+    once, twice = alone[-2:]
+    np.testing.assert_array_equal(twice["dual_price"][0], once["dual_price"][0])
+    assert (twice["dual_price"][1] != once["dual_price"][1]).any()
+    assert (twice["planned"] != once["planned"]).any()
 
 
 @pytest.mark.slow
