@@ -11,19 +11,22 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from experiments.benchmarks.ope_study.logs import write_log
+from experiments.benchmarks.ope_study.logs import StudyLog, write_log
 from experiments.benchmarks.ope_study.market import StudyMarket
 from experiments.benchmarks.ope_study.policies import behaviour_policy, candidate_policies, probabilities_at
 from experiments.ope.diagnostics import Verdict
 from experiments.ope.evaluate import OPEResult, evaluate_policy
 from experiments.ope.logged_dataset import BoolArray, FloatArray, IntArray
 from experiments.threads import one_thread
+
+P = TypeVar("P", bound="StudyPlan")
+T = TypeVar("T")
 
 ESTIMATORS = ("DM", "IPS", "SNIPS", "PDIS", "PDWIS", "DR", "WDR", "MAGIC")
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -118,7 +121,7 @@ def run_study(plan: StudyPlan, *, workers: int, on_log: Callable[[], None] = lam
     """
     tasks = plan.tasks()
     found: dict[int, list[list[OPEResult]]] = {}
-    for index, results in _in_workers(plan, workers) if workers > 1 else _here(plan):
+    for index, results in in_workers(plan, workers, _one) if workers > 1 else _here(plan):
         found[index] = results
         on_log()
     values = [truth_of(horizon) for horizon, _, _ in tasks]
@@ -148,13 +151,11 @@ def evaluate_log(plan: StudyPlan, horizon: int, overlap: Overlap, seed: int) -> 
 
     What counts is profit: margin less coupon cost.
     """
-    market, policies = _market(horizon)
-    behaviour = behaviour_policy(market.believed, overlap.temperature, overlap.exploration)
+    log, targets = log_of(plan, horizon, overlap, seed)
     luck = log_seed(horizon, overlap, seed)
-    log = write_log(market, behaviour, n_users=plan.n_users, seed=luck)
     profit = log.dataset.reward - log.dataset.cost
     results = []
-    for name, target in probabilities_at(policies, log.week, log.segment, log.state).items():
+    for name, target in targets.items():
         of_policy = evaluate_policy(
             log.dataset,
             target.numpy(),
@@ -166,6 +167,16 @@ def evaluate_log(plan: StudyPlan, horizon: int, overlap: Overlap, seed: int) -> 
         by_name = {result.estimator: result for result in of_policy}
         results.append([by_name[estimator] for estimator in ESTIMATORS])
     return results
+
+
+def log_of(
+    plan: StudyPlan, horizon: int, overlap: Overlap, seed: int
+) -> tuple[StudyLog, dict[str, torch.Tensor]]:
+    """Write one log of a plan, and return it with each policy's probabilities at its decisions, [N, K]."""
+    market, policies = _market(horizon)
+    behaviour = behaviour_policy(market.believed, overlap.temperature, overlap.exploration)
+    log = write_log(market, behaviour, n_users=plan.n_users, seed=log_seed(horizon, overlap, seed))
+    return log, probabilities_at(policies, log.week, log.segment, log.state)
 
 
 def log_seed(horizon: int, overlap: Overlap, seed: int) -> int:
@@ -192,13 +203,20 @@ def _here(plan: StudyPlan) -> Iterator[tuple[int, list[list[OPEResult]]]]:
             yield index, evaluate_log(plan, *task)
 
 
-def _in_workers(plan: StudyPlan, workers: int) -> Iterator[tuple[int, list[list[OPEResult]]]]:
+def in_workers(plan: P, workers: int, evaluate: Callable[[P, int], tuple[int, T]]) -> Iterator[tuple[int, T]]:
+    """Evaluate every log of a plan in worker processes, and yield what came of each as it is done.
+
+    Args:
+        plan: which logs.
+        workers: processes.
+        evaluate: a function of a module, from a plan and a log's index to that index and the result.
+    """
     # Spawned, not forked: a fork copies the locks of torch's threads in whatever state they are.
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
     )
     try:
-        pending = [pool.submit(_one, plan, index) for index in range(len(plan.tasks()))]
+        pending = [pool.submit(evaluate, plan, index) for index in range(len(plan.tasks()))]
         for done in as_completed(pending):
             yield done.result()
     finally:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from experiments.benchmarks.ope_study.estimates import (
     StudyEstimates,
     StudyPlan,
 )
+from experiments.benchmarks.ope_study.ranking import RankingPlan
 from experiments.benchmarks.ope_study.scores import (
     by_log,
     caught,
@@ -144,8 +146,15 @@ def test_the_benchmark_runs_its_plan(
 ) -> None:
     plan = StudyPlan(horizons=(2,), overlaps=OVERLAPS, seeds=range(2), n_users=120, n_bootstrap=10)
     monkeypatch.setattr(ope, "StudyPlan", lambda: plan)
+    small = partial(RankingPlan, horizons=(2,), overlaps=OVERLAPS[:1])
+    monkeypatch.setattr(ope, "RankingPlan", small)
+    monkeypatch.setattr(ope, "RANKED_USERS", 200)
+    monkeypatch.setattr(ope, "RANKED_SEEDS", 2)
     monkeypatch.setattr(ope, "WORKERS", 1)
     rows = BENCHMARKS["ope"](Request())
+    ranked = [row for row in rows if "from 200 users, seeing" in row.measure]
+    assert [row.bar for row in ranked] == [0.9, 0.9]
+    assert all(row.measure.endswith("(2)") and row.ci_low is not None for row in ranked)
     assert "6 of 6 logs evaluated" in capsys.readouterr().err
     shares = [
         row for row in rows if row.measure.startswith(("trusted, of all", "flagged do not use, of all"))

@@ -13,6 +13,7 @@ from experiments.benchmarks.ope_study.estimates import (
     VERDICTS,
     StudyPlan,
     evaluate_log,
+    log_of,
     log_seed,
     run_study,
     truth_of,
@@ -25,6 +26,40 @@ from experiments.benchmarks.ope_study.policies import (
     probabilities_at,
     production_policy,
 )
+from experiments.benchmarks.ope_study.ranking import RankingPlan, by_state, rank_correlations, rank_one
+from experiments.ope.selection import kendall_tau
+
+
+@pytest.mark.parametrize("sees_state", [False, True])
+def test_the_order_of_policies_by_fitted_q_alone(sees_state: bool) -> None:
+    plan = RankingPlan(horizons=(2,), overlaps=OVERLAPS[:1], seeds=range(2), n_users=600, by_state=sees_state)
+    found = rank_correlations(plan, workers=1)
+    assert found == [rank_one(plan, k)[1] for k in range(2)]
+    assert all(0.3 < tau < 1.0 for tau in found)
+    if not sees_state:
+        # The same as the study's own DM, whose folds have the same luck.
+        study = run_study(replace_seeds(plan), workers=1)
+        dm = study.value[:, :, ESTIMATORS.index("DM")]
+        assert found == [kendall_tau(value, truth) for value, truth in zip(dm, study.truth, strict=True)]
+
+
+def replace_seeds(plan: RankingPlan) -> StudyPlan:
+    """The same logs as a plan of the study."""
+    return StudyPlan(plan.horizons, plan.overlaps, plan.seeds, plan.n_users, n_bootstrap=20)
+
+
+def test_a_log_by_state_is_the_same_log_seen_more_finely() -> None:
+    plan = StudyPlan(horizons=(3,), n_users=50)
+    log, _ = log_of(plan, 3, OVERLAPS[0], 0)
+    finer = by_state(log)
+    names = finer.observation_names
+    for row in (0, 1, 77, 149):
+        shown = {name for name, value in zip(names, finer.observation[row], strict=True) if value}
+        assert shown == {f"segment_{int(log.segment[row])}", f"state_{int(log.state[row])}"}
+    inner = ~finer.is_last[:-1]
+    np.testing.assert_array_equal(finer.next_observation[:-1][inner], finer.observation[1:][inner])
+    for name in ("action", "reward", "cost", "propensity", "user", "week"):
+        np.testing.assert_array_equal(getattr(finer, name), getattr(log.dataset, name))
 
 
 @pytest.fixture(scope="module")
