@@ -16,8 +16,7 @@ def one_thread() -> Iterator[None]:
     """Run a block on one CPU thread, in torch and in BLAS.
 
     The market with a thousand users, a policy that chooses for them and fitted Q evaluation work on arrays so
-    small that handing them to a second thread costs more than it saves, and PPO saves a tenth at best: its
-    thousands of small operations a second wait for each other's threads.
+    small that handing them to a second thread costs more than it saves.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

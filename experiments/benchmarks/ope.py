@@ -10,7 +10,7 @@ that to rank policies takes a million users a log.
 
 Beside it stands what it takes to put these policies in order, most of which are within a few per cent of each
 other: fitted Q evaluation from logs of 16,000 users, seeing of a user's state what the other estimates see,
-or the state itself (:mod:`experiments.benchmarks.ope_study.ranking`).
+or a column for each state (:mod:`experiments.benchmarks.ope_study.ranking`).
 
 The thresholds of the verdicts were set on 72 logs of other seeds (1000-1003 and 1006-1009, with 8,000 users);
 the logs reported here were not looked at for it. Both are of one market; on another, verdicts may do worse.
@@ -90,7 +90,7 @@ def run() -> list[Row]:
 def ranking(workers: int, hardware: str) -> list[Row]:
     """Return how well policies are put in order from logs of RANKED_USERS, by what the value model sees."""
     rows = []
-    for sees_state, seen in ((False, "features of the state"), (True, "the state itself")):
+    for sees_state, seen in ((False, "features of the state"), (True, "a column for each state")):
         plan = RankingPlan(seeds=range(RANKED_SEEDS), n_users=RANKED_USERS, by_state=sees_state)
         found = np.array(rank_correlations(plan, workers=workers))
         rows.append(

@@ -60,13 +60,14 @@ def run(request: Request) -> list[Row]:
     console, hardware = Console(stderr=True), describe_machine()
     rows: list[Row] = []
     shares = []
-    with one_thread(), flushed_denormals():
+    with flushed_denormals():
         for k, world in enumerate(judge_simulators(parts)):
             specialist = train_specialist(parts, world, fitted.config.ppo, trained.prices, seed=k)
-            general, own = (
-                mean_gain(policy, parts, world, budget, trained, seed=k)
-                for policy in (trained.policy, specialist)
-            )
+            with one_thread():
+                general, own = (
+                    mean_gain(policy, parts, world, budget, trained, seed=k)
+                    for policy in (trained.policy, specialist)
+                )
             shares.append(general / own)
             console.print(f"simulator {k + 1} of {N_SIMULATORS}: {shares[-1]:.3f} of the specialist's gain")
             rows.append(

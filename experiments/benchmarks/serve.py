@@ -3,7 +3,8 @@
 Everything runs in this process on two threads, but for the start and the size: these are measured in a
 virtual environment without torch, which pip fills from its index; where there is none, their rows are left
 out. The peer is what users of Stable-Baselines3 would call: ``predict`` of the same network on an observation
-that is ready, while the bundle starts from raw state.
+that is ready, while the bundle starts from raw state. How often the machine itself stalls stands beside: a
+percentile of a millisecond's work says as much of its neighbours as of the work.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ BATCH = 10_000
 THREADS = 2
 CALLS = 2_000
 ENCODED_CALLS = 300
+FIXED_WORK = 40_000
+"""Numbers that are added up to see how steadily the machine works; about half a millisecond."""
 PEER_CALLS = 500
 REPEATS = 15
 SPENT_WEEKS = 3
@@ -117,6 +120,12 @@ def run(request: Request) -> list[Row]:
             hardware=hardware,
         ),
         *_encoder_rows(folder, parts.panel, context, hardware),
+        Row.compare(
+            "the machine by itself: p99 of a fixed half millisecond of work, as a multiple of its p50",
+            _stalls(),
+            "ratio",
+            hardware=hardware,
+        ),
     ]
     with tempfile.TemporaryDirectory(prefix="couponlab-serve-") as directory:
         rows += _install_rows(Path(directory), folder, hardware)
@@ -186,7 +195,22 @@ def _encoder_rows(folder: Path, panel: Panel, context: Context, hardware: str) -
                 hardware=hardware,
             )
         )
+        rows.append(
+            Row.compare(
+                f"one user from raw events, encoder included ({encoder}), p50",
+                float(np.median(found)),
+                "ms",
+                hardware=hardware,
+            )
+        )
     return rows
+
+
+def _stalls() -> float:
+    """Return p99 / p50 of work that is always the same and touches no memory to speak of."""
+    work = partial(sum, range(FIXED_WORK))
+    found = _latencies([work], CALLS)
+    return float(np.percentile(found, 99) / np.median(found))
 
 
 def _peer_seconds(run: Path, campaign: Campaign) -> float:

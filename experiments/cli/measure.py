@@ -79,7 +79,7 @@ def bench(
 ) -> None:
     """Measure against a bar to reach: speed on this machine, or how real a run's market looks."""
     with clear_errors():
-        from experiments.manifest import to_json, write_json
+        from experiments.manifest import count_cores, to_json, write_json
 
         if name not in BENCHMARKS:
             nearest = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)
@@ -87,6 +87,8 @@ def bench(
                 f"no benchmark {name!r}; did you mean {nearest[0]!r}? (all: {', '.join(sorted(BENCHMARKS))})"
             )
         check_folder_of(json_file)
+        # As a run has them.
+        setup.limit_threads(count_cores())
         figures = None if json_file is None else json_file.with_name(f"{json_file.stem}-figures")
         rows = BENCHMARKS[name](Request(out, figures))
         setup.make_console().print(make_table(name, rows))

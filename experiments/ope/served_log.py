@@ -108,10 +108,13 @@ def refused_steps(path: Path, dataset: LoggedDataset) -> npt.NDArray[np.bool_]:
     """
     served = served_dataset(DecisionLog.load(path))
     again = served.dataset
-    if not (np.array_equal(again.action, dataset.action) and np.array_equal(again.week, dataset.week)):
+    if any(
+        not np.array_equal(getattr(again, name), getattr(dataset, name))
+        for name in ("action", "week", "propensity", "cost")
+    ):
         raise LoggedDataError(
-            f"{path}: these decisions give a log of {again.n_steps} steps, not this one of {dataset.n_steps} "
-            "steps; export both with: couponlab served"
+            f"{path}: these decisions make another log, of {again.n_steps} steps, than this one of "
+            f"{dataset.n_steps}; export both with: couponlab served"
         )
     return served.refused
 

@@ -61,6 +61,7 @@ def train(
     *,
     seed: int = 0,
     config: PPOConfig = CONFIG,
+    n_users: int = N,
     on_rollout: Callable[[RolloutReport], None] = lambda _: None,
 ) -> tuple[OfferNetwork, list[RolloutReport]]:
     env = TrainingMarket(
@@ -68,7 +69,7 @@ def train(
         worlds(),
         [0],
         users=torch.arange(40),
-        n_users=N,
+        n_users=n_users,
         prices=PriceRange(0.02, 2.0),
         visit_value=visit_value(),
         reward_scale=0.05,
@@ -109,6 +110,28 @@ def test_a_resumed_training_ends_at_the_same_weights(
     network, reports = train(tmp_path / "ppo.pt", on_rollout=again.append)
     assert reports == whole[1] == again
     assert same(network, whole[0])
+
+
+def test_a_resumed_training_on_two_threads_ends_at_the_same_weights(tmp_path: Path) -> None:
+    """With batches that torch does split between them."""
+    config = replace(CONFIG, total_steps=2 * 512 * WEEKS, batch_size=1024, hidden=64)
+
+    def interrupt(report: RolloutReport) -> None:
+        if report.steps > 512 * WEEKS:
+            raise Interrupted
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, reports = train(tmp_path / "whole.pt", config=config, n_users=512)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "ppo.pt", config=config, n_users=512, on_rollout=interrupt)
+        two, again = train(tmp_path / "ppo.pt", config=config, n_users=512)
+    finally:
+        torch.set_num_threads(before)
+    assert len(reports) == 2
+    assert again == reports
+    assert same(one, two)
 
 
 def test_twice_interrupted_is_the_same_too(

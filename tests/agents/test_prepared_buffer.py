@@ -64,13 +64,6 @@ def test_samples_are_the_librarys_with_observations_prepared_once(monkeypatch: p
                 batches.append(list(buffer.get(4)))
             for one, other in zip(*batches, strict=True):
                 assert torch.equal(one.observations, prepared(other.observations))
-                for name in (
-                    "actions",
-                    "old_values",
-                    "old_log_prob",
-                    "advantages",
-                    "returns",
-                    "action_masks",
-                ):
+                for name in SAME:
                     assert torch.equal(getattr(one, name), getattr(other, name))
         assert calls == [4, 4, 4, 3]

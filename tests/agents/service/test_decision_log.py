@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from agents.service import ledger
 from agents.service.database import Database, DatabaseError
 from agents.service.decision_file import DecisionLog, DecisionLogError
 from agents.service.decision_log import export_decisions
@@ -224,8 +225,6 @@ def test_refused_offers_stay_as_drawn_and_are_marked(
     found = serve(shop, 1, {"a": "coupon", "b": "coupon"}, {"a": 1.0, "b": 1.0}, weeks_left=1)
     shop.clock.now += 3 * WEEK_SECONDS
     with shop.desk.database.write() as connection:
-        from agents.service import ledger
-
         ledger.expire(connection, "autumn", now=int(shop.clock.now))
     served = served_dataset(export(shop, tmp_path))
     assert served.dataset.action.tolist() == [2, 2]
@@ -266,15 +265,25 @@ def test_a_folder_holds_the_log_and_the_dataset(shop: Shop, tmp_path: Path) -> N
     assert loaded.reward.tolist() == [1.0]
 
 
-def test_the_exported_folder_tells_which_steps_were_refused(shop: Shop, tmp_path: Path) -> None:
-    found = serve(shop, 1, {f"u{k}": "push" for k in range(3)}, {f"u{k}": 1.0 for k in range(3)})
-    served = export_served(f"sqlite:///{tmp_path / 'service.db'}", tmp_path / "served")
-    path = tmp_path / "served" / "decisions.parquet"
-    assert refused_steps(path, served.dataset).tolist() == served.refused.tolist()
-    assert served.dataset.n_steps == len(found)
-    other = replace(served.dataset, week=served.dataset.week + 1)
-    with pytest.raises(LoggedDataError, match=r"decisions\.parquet: these decisions give a log of 3 steps"):
-        refused_steps(path, other)
+def test_the_exported_folder_tells_which_steps_were_refused(
+    open_shop: OpenShop, sqlite_database: Database, tmp_path: Path
+) -> None:
+    shop = open_shop(sqlite_database, budget=6_200)
+    users = [f"u{k}" for k in range(3)]
+    found = serve(shop, 1, dict.fromkeys(users, "coupon"), dict.fromkeys(users, 1.0), weeks_left=1)
+    shop.clock.now += 3 * WEEK_SECONDS
+    with shop.desk.database.write() as connection:
+        ledger.expire(connection, "autumn", now=int(shop.clock.now))
+    served_dataset(export(shop, tmp_path)).dataset.save(tmp_path / "logged.parquet")
+    path, loaded = tmp_path / "served.parquet", LoggedDataset.load(tmp_path / "logged.parquet")
+    refused = refused_steps(path, loaded)
+    assert 0 < refused.sum() < loaded.n_steps == len(found)
+    by_user = dict(zip(sorted(shop.desk.keys.user_key(user) for user in users), refused, strict=True))
+    for user, decision in found.items():
+        assert by_user[shop.desk.keys.user_key(user)] == decision["refused"]
+    for other in (replace(loaded, week=loaded.week + 1), replace(loaded, cost=loaded.cost + 1.0)):
+        with pytest.raises(LoggedDataError, match=r"served\.parquet: these decisions make another log"):
+            refused_steps(path, other)
 
 
 def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:

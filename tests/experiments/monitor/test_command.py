@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from experiments import cli
+from experiments.config import ConfigError
+from experiments.monitor import monitor, spend
 from experiments.monitor.monitor import OfferFacts
+from experiments.ope import served_log
 from experiments.ope.logged_dataset import LoggedDataset
 
 
@@ -43,6 +47,23 @@ def test_a_budget_makes_a_plan(folder: Path) -> None:
     result = invoke(log, "--reference", folder, "--budget", "1")
     assert result.exit_code == 4
     assert "spent of 1.00" in result.output
+
+
+def test_what_the_budget_refused_reaches_the_monitor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, told = folder / "reference.parquet", {}
+    (folder / "decisions.parquet").touch()  # beside the log, where it is looked for
+    refused = np.array([True, False])
+
+    def monitored(*_: Any, **given: Any) -> Any:
+        told.update(given)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(spend.Charges, "load", lambda path: f"charges of {path.name}")
+    monkeypatch.setattr(served_log, "refused_steps", lambda path, logged: refused)
+    monkeypatch.setattr(monitor, "monitor_log", monitored)
+    assert "seen" in invoke(log, "--reference", folder).output
+    assert told["refused"] is refused
+    assert told["charges"] == "charges of decisions.parquet"
 
 
 def test_bad_input_is_one_message(folder: Path, tmp_path: Path) -> None:
