@@ -38,7 +38,7 @@ def run(request: Request) -> list[Row]:
 
 
 def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
-    """Return a row per budget: the lead as a share of the baseline's incremental margin.
+    """Return for each budget the lead as a share of the baseline's incremental margin, and what both spend.
 
     Args:
         folder: a run folder whose policy is trained.
@@ -87,10 +87,10 @@ def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
             resamples,
         )
         base = float((theirs.margin - season.idle.margin).mean())
+        of = f"at budget × {multiple:g}; {campaigns} campaigns, {plans} plans"
         rows.append(
             Row(
-                measure=f"lead of PPO at budget × {multiple:g}, share of the baseline's gain; {campaigns} "
-                f"campaigns, {plans} plans",
+                measure=f"lead of PPO, share of the baseline's gain, {of}",
                 value=paired.difference.value / base,
                 unit="share",
                 peer=f"{RULE}, paced by forecast",
@@ -103,6 +103,41 @@ def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
                 ci_high=paired.difference.high / base,
             )
         )
+        # Budgets are equal; what is spent of them need not be, where reserves fill the cap.
+        net = PairedDifference.of(
+            by_plan(ours.margin - ours.cost, plans) - idle,
+            by_plan(theirs.margin - theirs.cost, plans) - idle,
+            float(ours.cost.sum()),
+            float(theirs.cost.sum()),
+            resamples,
+        )
+        net_base = float((theirs.margin - theirs.cost - season.idle.margin).mean())
+        rows += [
+            Row(
+                measure=f"the same with both net of what they spend, {of}",
+                value=net.difference.value / net_base,
+                unit="share",
+                peer=f"{RULE}, paced by forecast",
+                peer_value=None,
+                ratio=None,
+                bar=None,
+                met=None,
+                hardware=hardware,
+                ci_low=net.difference.low / net_base,
+                ci_high=net.difference.high / net_base,
+            ),
+            Row(
+                measure=f"spend a campaign, {of}",
+                value=float(ours.cost.sum(axis=1).mean()),
+                unit="currency",
+                peer=f"{RULE}, paced by forecast",
+                peer_value=float(theirs.cost.sum(axis=1).mean()),
+                ratio=None,
+                bar=None,
+                met=None,
+                hardware=hardware,
+            ),
+        ]
     return rows
 
 

@@ -28,7 +28,7 @@ def played(block: Block, idle: Idle) -> Played:
         planned=np.zeros(1),
         margin=idle.margin + gain,
         margin_without_lifts=nothing,
-        cost=np.ones((W, N)),
+        cost=np.full((W, N), 0.5 if block.entrant.name == lead.RULE else 0.6),
         discount=nothing,
         offers=np.zeros((W, N), dtype=np.int64),
         coupons=np.zeros((W, N), dtype=np.int64),
@@ -63,7 +63,13 @@ def test_the_lead_is_paired_and_met_only_where_the_interval_is_above_zero(
     rows = lead.lead(tmp_path, W, 4)
     assert {(block.campaigns, block.plans) for block in asked} == {(W, 4)}
     assert len(asked) == 2 * 3
-    assert [row.value for row in rows] == pytest.approx([0.1, 0.0, -0.1])
+    leads, nets, spends = rows[::3], rows[1::3], rows[2::3]
+    assert [row.value for row in leads] == pytest.approx([0.1, 0.0, -0.1])
+    # Of a gain of 1 the rule spends 0.5, PPO 0.6 whatever it gains.
+    assert [row.value for row in nets] == pytest.approx([0.0, -0.2, -0.4], abs=1e-9)
+    assert [row.value for row in spends] == pytest.approx([0.6 * N] * 3)
+    assert [row.peer_value for row in spends] == [0.5 * N] * 3
+    rows = leads
     # The same difference for every user and campaign leaves nothing to chance.
     assert [row.ci_low for row in rows] == pytest.approx([0.1, 0.0, -0.1], abs=1e-9)
     assert [row.ci_high for row in rows] == pytest.approx([0.1, 0.0, -0.1], abs=1e-9)
