@@ -17,7 +17,7 @@ from experiments.benchmarks import Request, Row, describe_machine
 from experiments.comparison.campaigns import Arena
 from experiments.comparison.lineup import core_lineup
 from experiments.comparison.play import Block, default_workers, play_season
-from experiments.comparison.statistics import DoubleArray, PairedDifference, Resamples
+from experiments.comparison.statistics import DoubleArray, Estimate, Resamples
 from experiments.fitted_run import FittedRun
 from experiments.manifest import count_cores, read_manifest
 from experiments.seeding import seed_generator
@@ -79,53 +79,15 @@ def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
     idle = by_plan(season.idle.margin, plans)
     for multiple in budgets:
         ours, theirs = (season.played[blocks[name, multiple]] for name in (LEARNED, RULE))
-        paired = PairedDifference.of(
-            by_plan(ours.margin, plans) - idle,
-            by_plan(theirs.margin, plans) - idle,
-            float(ours.cost.sum()),
-            float(theirs.cost.sum()),
-            resamples,
-        )
-        base = float((theirs.margin - season.idle.margin).mean())
         of = f"at budget × {multiple:g}; {campaigns} campaigns, {plans} plans"
-        rows.append(
-            Row(
-                measure=f"lead of PPO, share of the baseline's gain, {of}",
-                value=paired.difference.value / base,
-                unit="share",
-                peer=f"{RULE}, paced by forecast",
-                peer_value=None,
-                ratio=None,
-                bar=0.0,
-                met=paired.difference.low > 0,
-                hardware=hardware,
-                ci_low=paired.difference.low / base,
-                ci_high=paired.difference.high / base,
-            )
+        gains, nets = (
+            [by_plan(played.margin - charged * played.cost, plans) - idle for played in (ours, theirs)]
+            for charged in (False, True)
         )
-        # Budgets are equal; what is spent of them need not be, where reserves fill the cap.
-        net = PairedDifference.of(
-            by_plan(ours.margin - ours.cost, plans) - idle,
-            by_plan(theirs.margin - theirs.cost, plans) - idle,
-            float(ours.cost.sum()),
-            float(theirs.cost.sum()),
-            resamples,
-        )
-        net_base = float((theirs.margin - theirs.cost - season.idle.margin).mean())
         rows += [
-            Row(
-                measure=f"the same with both net of what they spend, {of}",
-                value=net.difference.value / net_base,
-                unit="share",
-                peer=f"{RULE}, paced by forecast",
-                peer_value=None,
-                ratio=None,
-                bar=None,
-                met=None,
-                hardware=hardware,
-                ci_low=net.difference.low / net_base,
-                ci_high=net.difference.high / net_base,
-            ),
+            _paired(f"lead of PPO, share of the baseline's gain, {of}", *gains, resamples, hardware, bar=0.0),
+            # Budgets are equal; what is spent of them need not be, where reserves fill the cap.
+            _paired(f"the same with both net of what they spend, {of}", *nets, resamples, hardware),
             Row(
                 measure=f"spend a campaign, {of}",
                 value=float(ours.cost.sum(axis=1).mean()),
@@ -139,6 +101,31 @@ def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
             ),
         ]
     return rows
+
+
+def _paired(
+    measure: str,
+    ours: DoubleArray,
+    theirs: DoubleArray,
+    resamples: Resamples,
+    hardware: str,
+    bar: float | None = None,
+) -> Row:
+    """Return the mean difference of gains, both [plans, n], as a share of the baseline's; met above the bar."""
+    found, base = Estimate.of(ours - theirs, resamples), float(theirs.mean())
+    return Row(
+        measure=measure,
+        value=found.value / base,
+        unit="share",
+        peer=f"{RULE}, paced by forecast",
+        peer_value=None,
+        ratio=None,
+        bar=bar,
+        met=None if bar is None else found.low / base > bar,
+        hardware=hardware,
+        ci_low=found.low / base,
+        ci_high=found.high / base,
+    )
 
 
 def by_plan(margin: DoubleArray, plans: int) -> DoubleArray:
