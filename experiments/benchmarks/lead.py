@@ -80,14 +80,20 @@ def lead(folder: Path, campaigns: int, plans: int) -> list[Row]:
     for multiple in budgets:
         ours, theirs = (season.played[blocks[name, multiple]] for name in (LEARNED, RULE))
         of = f"at budget × {multiple:g}; {campaigns} campaigns, {plans} plans"
-        gains, nets = (
-            [by_plan(played.margin - charged * played.cost, plans) - idle for played in (ours, theirs)]
-            for charged in (False, True)
-        )
+        gain, rival = (by_plan(played.margin, plans) - idle for played in (ours, theirs))
+        spend, rival_spend = (by_plan(played.cost, plans) for played in (ours, theirs))
         rows += [
-            _paired(f"lead of PPO, share of the baseline's gain, {of}", *gains, resamples, hardware, bar=0.0),
+            _paired(
+                f"lead of PPO, share of the baseline's gain, {of}", gain, rival, resamples, hardware, 0.0
+            ),
             # Budgets are equal; what is spent of them need not be, where reserves fill the cap.
-            _paired(f"the same with both net of what they spend, {of}", *nets, resamples, hardware),
+            _paired(
+                f"the same with both net of what they spend, {of}",
+                gain - spend,
+                rival - rival_spend,
+                resamples,
+                hardware,
+            ),
             Row(
                 measure=f"spend a campaign, {of}",
                 value=float(ours.cost.sum(axis=1).mean()),
@@ -111,7 +117,7 @@ def _paired(
     hardware: str,
     bar: float | None = None,
 ) -> Row:
-    """Return the mean difference of gains, both [plans, n], as a share of the baseline's; met above the bar."""
+    """Return the mean difference of gains [plans, n] as a share of the baseline's; met above the bar."""
     found, base = Estimate.of(ours - theirs, resamples), float(theirs.mean())
     return Row(
         measure=measure,
